@@ -536,6 +536,7 @@ impl Signed {
             }
             Body::Block(b) if b.reason.len() > 200 => return invalid("reason longer than 200 bytes"),
             Body::Block(b) if b.matches.ports.is_some_and(|p| p.last < p.first) => return invalid("empty port range"),
+            Body::Policy(p) if !p.document.is_within_limits() => return invalid("policy document over its limits"),
             Body::Policy(p) if p.version == 0 => return invalid("policy versions start at 1"),
             Body::Policy(p) if (p.version == 1) != p.previous.is_none() => {
                 return invalid("every policy but the first names the one before it");
