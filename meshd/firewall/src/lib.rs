@@ -1,0 +1,21 @@
+//! Policy compiled to nftables: one table per VDC namespace, replaced atomically.
+//!
+//! ```text
+//!  host0 (routed veth to the host)          mesh0 (TUN to the peers)
+//!        └──────────── forward, policy drop ─────────┘
+//!   source check → infra plane closed → generation mark → blocks → identity × protocol × port → rule
+//! ```
+//! [`compile()`] is pure and gives the whole table; [`Firewall`] is its one effect.
+
+mod compile;
+mod nft;
+
+pub use compile::{Counter, Table, compile};
+pub use nft::{Firewall, FirewallError};
+
+/// The table's name inside the VDC's namespace.
+pub const TABLE: &str = "meshd";
+/// The TUN to the peers.
+pub const MESH_INTERFACE: &str = "mesh0";
+/// The inner end of the routed veth to the host.
+pub const HOST_INTERFACE: &str = "host0";
