@@ -1,0 +1,85 @@
+//! `cargo xtask test`: every check, cheap ones first.
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::Args;
+
+use crate::stage::{self, Run, Stage};
+use crate::{debian, lint};
+
+#[derive(Args)]
+pub(crate) struct Options {
+    /// Run only this stage (may be given several times)
+    #[arg(long, value_name = "NAME")]
+    stage: Vec<String>,
+    /// Print the stages and stop
+    #[arg(long)]
+    list: bool,
+}
+
+const STAGES: &[Stage] = &[
+    Stage {
+        name: "packages",
+        about: "Debian packages of xtask/debian-packages.txt are installed",
+        minutes_max: 10,
+        run: debian::ensure_packages,
+    },
+    lint::FORMAT,
+    lint::TIDY,
+    lint::CLIPPY,
+    Stage {
+        name: "unit",
+        about: "unit and property tests, and the fuzz corpora through every decoder",
+        minutes_max: 30,
+        run: |run| {
+            ensure_nextest(run)?;
+            run.nextest("ci", &["--workspace"])
+        },
+    },
+    Stage {
+        name: "doc-tests",
+        about: "the examples in the documentation run",
+        minutes_max: 15,
+        run: |run| run.cargo(&["test", "--doc", "--workspace", "--locked", "--quiet"]),
+    },
+    Stage {
+        name: "e2e",
+        about: "real processes in network-namespace labs, one test at a time",
+        minutes_max: 30,
+        run: end_to_end,
+    },
+    Stage {
+        name: "docs",
+        about: "rustdoc without a warning",
+        minutes_max: 15,
+        run: |run| {
+            let mut command = run.command("cargo", &["doc", "--workspace", "--no-deps", "--locked", "--quiet"]);
+            command.env("RUSTDOCFLAGS", "-D warnings");
+            run.finish(command)
+        },
+    },
+];
+
+pub(crate) fn run(options: &Options) -> Result<ExitCode> {
+    if options.list {
+        stage::list(STAGES);
+        return Ok(ExitCode::SUCCESS);
+    }
+    stage::run(STAGES, &options.stage)
+}
+
+/// The runner of all tests. Pinned: the profiles in `.config/nextest.toml` were written for it.
+pub(crate) fn ensure_nextest(run: &mut Run) -> Result<()> {
+    if stage::available("cargo-nextest", &["nextest", "--version"]) {
+        return Ok(());
+    }
+    run.cargo(&["install", "cargo-nextest", "--version", "0.9.143", "--locked"])
+}
+
+pub(crate) fn end_to_end(run: &mut Run) -> Result<()> {
+    debian::require_root("the end-to-end stage")?;
+    ensure_nextest(run)?;
+    run.cargo(&["build", "--locked", "--package", "meshd", "--package", "meshctl"])?;
+    run.nextest("e2e", &["--package", "tests", "--test", "e2e"])
+}
