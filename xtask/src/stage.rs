@@ -248,6 +248,9 @@ fn format_duration(duration: Duration) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Read as _;
+    use std::process::Stdio;
+
     use super::*;
 
     #[test]
@@ -275,10 +278,23 @@ mod tests {
     #[test]
     fn child_past_its_deadline_is_ended_with_its_children() {
         let mut command = Command::new("sh");
-        command.args(["-c", "sleep 1000 & wait"]);
-        let child = command.spawn().expect("sh starts");
+        command.args(["-c", "sleep 1000 & echo both; wait"]).stdout(Stdio::piped());
+        let mut child = command.spawn().expect("sh starts");
+        let mut line = [0; 5];
+        child.stdout.as_mut().expect("piped").read_exact(&mut line).expect("both are running");
+        let children = fs::read_to_string(format!("/proc/{0}/task/{0}/children", child.id())).expect("it lives");
         let error = wait_until(child, Instant::now()).expect_err("it sleeps far longer");
         assert!(error.to_string().contains("longer than its stage may"), "{error}");
+        assert!(!children.trim().is_empty());
+        for pid in children.split_ascii_whitespace() {
+            let command_line = format!("/proc/{pid}/cmdline");
+            let patience = Instant::now() + Duration::from_secs(20);
+            // A zombie that nobody collected yet has no command line any more.
+            while fs::read(&command_line).is_ok_and(|text| !text.is_empty()) {
+                assert!(Instant::now() < patience, "{pid} was left behind");
+                std::thread::yield_now();
+            }
+        }
     }
 
     #[test]
