@@ -1,0 +1,282 @@
+//! Every operation of the API, once: method, path, and the types that go in and come out.
+
+use std::fmt;
+use std::marker::PhantomData;
+
+use utoipa::openapi::path::{Parameter, ParameterIn};
+use utoipa::openapi::{RefOr, Schema};
+use utoipa::{IntoParams, PartialSchema, ToSchema};
+
+use crate::{
+    BlockCreate, BlockList, BlockView, ConnectRequest, Connected, EventList, EventView, EventsQuery, ExplainQuery,
+    Explanation, ExposureChange, ExposureList, ExposureView, GrantChange, Health, InviteCreate, InviteCreated,
+    InviteList, InviteView, JoinEvent, JoinRequest, LeaveRequest, Left, NodeList, NodeRevoke, NodeRevoked, NodeView,
+    PeerList, PingEvent, PingQuery, Renewed, SiteAdd, SiteAdded, SiteList, Status, StatusQuery, VdcCreate, VdcCreated,
+    VdcList, VdcView, Version,
+};
+
+/// How an operation is called.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Method {
+    /// Reads.
+    Get,
+    /// Creates, or starts something.
+    Post,
+    /// Sets; twice is the same as once.
+    Put,
+    /// Changes what it names and leaves the rest.
+    Patch,
+    /// Ends something.
+    Delete,
+}
+
+impl Method {
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Get => "GET",
+            Self::Post => "POST",
+            Self::Put => "PUT",
+            Self::Patch => "PATCH",
+            Self::Delete => "DELETE",
+        }
+    }
+
+    /// Whether an operation with this method changes something, and therefore needs permission.
+    #[must_use]
+    pub fn changes(self) -> bool {
+        self != Self::Get
+    }
+}
+
+/// What kind of body a success has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Reply {
+    Json,
+    /// Server-Sent Events; the response type is that of each event.
+    Stream,
+    /// Text for another standard's readers.
+    Text,
+}
+
+/// One operation: `Q` is its query, `B` its request body, `R` its response or stream item; `()` where there is none.
+pub struct Endpoint<Q, B, R> {
+    pub method: Method,
+    /// With `{…}` for the parts that vary.
+    pub path: &'static str,
+    pub reply: Reply,
+    types: PhantomData<fn(Q, B) -> R>,
+}
+
+impl<Q, B, R> Endpoint<Q, B, R> {
+    const fn new(method: Method, path: &'static str, reply: Reply) -> Self {
+        Self { method, path, reply, types: PhantomData }
+    }
+
+    /// The path with its varying parts filled in, in order, percent-encoded.
+    ///
+    /// # Panics
+    /// If the number of parts is not the path's: a defect of the caller.
+    #[must_use]
+    pub fn path_with(&self, parts: &[&str]) -> String {
+        let mut path = String::with_capacity(self.path.len() + 32);
+        let mut given = parts.iter();
+        for segment in self.path.split('/').skip(1) {
+            path.push('/');
+            if segment.starts_with('{') {
+                encode_segment(given.next().expect("one part for each varying segment"), &mut path);
+            } else {
+                path.push_str(segment);
+            }
+        }
+        assert!(given.next().is_none(), "more parts than varying segments in {}", self.path);
+        path
+    }
+}
+
+impl<Q, B, R> fmt::Debug for Endpoint<Q, B, R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.method.as_str(), self.path)
+    }
+}
+
+impl<Q, B, R> Clone for Endpoint<Q, B, R> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<Q, B, R> Copy for Endpoint<Q, B, R> {}
+
+/// Percent-encodes all but the unreserved characters (RFC 3986 §2.3).
+fn encode_segment(text: &str, into: &mut String) {
+    for byte in text.bytes() {
+        if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~') {
+            into.push(char::from(byte));
+        } else {
+            into.push_str(&format!("%{byte:02X}"));
+        }
+    }
+}
+
+/// An operation without its types, for lists.
+#[derive(Clone, Copy, Debug)]
+pub struct Operation {
+    /// In snake case; also the name of the backend's method.
+    pub id: &'static str,
+    pub method: Method,
+    pub path: &'static str,
+    pub summary: &'static str,
+    pub reply: Reply,
+    pub(crate) parameters: Option<fn() -> Vec<Parameter>>,
+    pub(crate) body: Option<fn() -> NamedSchema>,
+    pub(crate) response: fn() -> NamedSchema,
+}
+
+/// A type's schema, and those of the types in it.
+pub(crate) struct NamedSchema {
+    pub(crate) name: String,
+    pub(crate) schema: RefOr<Schema>,
+    pub(crate) inner: Vec<(String, RefOr<Schema>)>,
+}
+
+fn schema_of<T: ToSchema>() -> NamedSchema {
+    let mut inner = Vec::new();
+    T::schemas(&mut inner);
+    NamedSchema { name: T::name().into_owned(), schema: <T as PartialSchema>::schema(), inner }
+}
+
+fn parameters_of<T: IntoParams>() -> Vec<Parameter> {
+    T::into_params(|| Some(ParameterIn::Query))
+}
+
+macro_rules! or {
+    ($given:ty; $default:ty) => {
+        $given
+    };
+    (; $default:ty) => {
+        $default
+    };
+}
+
+macro_rules! endpoints {
+    ($(
+        #[doc = $summary:literal]
+        $name:ident = $id:ident: $method:ident $path:literal
+            $(? $query:ty)? $(, $body:ty)? => $reply:ident $response:ty;
+    )*) => {
+        $(
+            #[doc = $summary]
+            pub const $name: Endpoint<or!($($query)?; ()), or!($($body)?; ()), $response> =
+                Endpoint::new(Method::$method, $path, Reply::$reply);
+        )*
+
+        /// Every operation, in the order of the documentation.
+        pub const ALL: &[Operation] = &[$(
+            Operation {
+                id: stringify!($id),
+                method: Method::$method,
+                path: $path,
+                // A doc comment's text starts with the space behind its slashes.
+                summary: $summary.trim_ascii(),
+                reply: Reply::$reply,
+                parameters: endpoints!(@parameters $($query)?),
+                body: endpoints!(@body $($body)?),
+                response: schema_of::<$response>,
+            },
+        )*];
+    };
+    (@parameters $type:ty) => { Some(parameters_of::<$type> as fn() -> Vec<Parameter>) };
+    (@parameters) => { None };
+    (@body $type:ty) => { Some(schema_of::<$type> as fn() -> NamedSchema) };
+    (@body) => { None };
+}
+
+endpoints! {
+    /// Which daemon answers
+    VERSION = version: Get "/v1/version" => Json Version;
+    /// Whether the daemon does its work
+    HEALTH = health: Get "/v1/health" => Json Health;
+    /// The node and its VDCs at a glance
+    STATUS = status: Get "/v1/status" ? StatusQuery => Json Status;
+    /// Recent events
+    EVENTS = events: Get "/v1/events" ? EventsQuery => Json EventList;
+    /// Events as they happen
+    EVENTS_STREAM = events_stream: Get "/v1/events/stream" ? EventsQuery => Stream EventView;
+    /// Metrics for Prometheus
+    METRICS = metrics: Get "/metrics" => Text String;
+    /// This document
+    OPENAPI = openapi: Get "/v1/openapi.json" => Text String;
+    /// The VDCs of this node
+    VDC_LIST = vdc_list: Get "/v1/vdcs" => Json VdcList;
+    /// Create a VDC
+    VDC_CREATE = vdc_create: Post "/v1/vdcs", VdcCreate => Json VdcCreated;
+    /// Lead the host's IPv4 routes into this VDC and let commands mean it by default
+    VDC_USE = vdc_use: Put "/v1/vdcs/{vdc}/use" => Json VdcView;
+    /// Join a VDC by token
+    JOIN = join: Post "/v1/join", JoinRequest => Stream JoinEvent;
+    /// Leave a VDC
+    LEAVE = leave: Post "/v1/vdcs/{vdc}/leave", LeaveRequest => Json Left;
+    /// Renew this node's membership now
+    RENEW = renew: Post "/v1/vdcs/{vdc}/renew" => Json Renewed;
+    /// The nodes of a VDC
+    NODE_LIST = node_list: Get "/v1/vdcs/{vdc}/nodes" => Json NodeList;
+    /// One node
+    NODE_SHOW = node_show: Get "/v1/vdcs/{vdc}/nodes/{node}" => Json NodeView;
+    /// End a node's membership
+    NODE_REVOKE = node_revoke: Post "/v1/vdcs/{vdc}/nodes/{node}/revoke", NodeRevoke => Json NodeRevoked;
+    /// Change a node's roles and labels
+    GRANT = grant: Patch "/v1/vdcs/{vdc}/nodes/{node}/grant", GrantChange => Json NodeView;
+    /// How this node reaches the others
+    PEERS = peers: Get "/v1/vdcs/{vdc}/peers" => Json PeerList;
+    /// Reach a member at an address given by hand
+    CONNECT = connect: Post "/v1/vdcs/{vdc}/connect", ConnectRequest => Json Connected;
+    /// Ping a node through the overlay
+    PING = ping: Get "/v1/vdcs/{vdc}/ping" ? PingQuery => Stream PingEvent;
+    /// The invites of this registrar
+    INVITE_LIST = invite_list: Get "/v1/vdcs/{vdc}/invites" => Json InviteList;
+    /// Make an invite
+    INVITE_CREATE = invite_create: Post "/v1/vdcs/{vdc}/invites", InviteCreate => Json InviteCreated;
+    /// End an invite
+    INVITE_REVOKE = invite_revoke: Delete "/v1/vdcs/{vdc}/invites/{invite}" => Json InviteView;
+    /// The sites of a VDC
+    SITE_LIST = site_list: Get "/v1/vdcs/{vdc}/sites" => Json SiteList;
+    /// Add a site with its own registrar
+    SITE_ADD = site_add: Post "/v1/vdcs/{vdc}/sites", SiteAdd => Json SiteAdded;
+    /// Ports that nodes declared
+    EXPOSURE_LIST = exposure_list: Get "/v1/vdcs/{vdc}/exposures" => Json ExposureList;
+    /// Declare and withdraw ports of this host
+    EXPOSURE_CHANGE = exposure_change: Patch "/v1/vdcs/{vdc}/exposures", ExposureChange => Json ExposureView;
+    /// Active blocks
+    BLOCK_LIST = block_list: Get "/v1/vdcs/{vdc}/blocks" => Json BlockList;
+    /// Sign a block
+    BLOCK_CREATE = block_create: Post "/v1/vdcs/{vdc}/blocks", BlockCreate => Json BlockView;
+    /// Lift a block
+    BLOCK_LIFT = block_lift: Delete "/v1/vdcs/{vdc}/blocks/{block}" => Json BlockView;
+    /// How a flow would be judged, and by which record
+    EXPLAIN = explain: Get "/v1/vdcs/{vdc}/explain" ? ExplainQuery => Json Explanation;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_are_percent_encoded() {
+        assert_eq!(NODE_SHOW.path_with(&["-", "berlin1.berlin"]), "/v1/vdcs/-/nodes/berlin1.berlin");
+        assert_eq!(NODE_SHOW.path_with(&["a/b", "ü?"]), "/v1/vdcs/a%2Fb/nodes/%C3%BC%3F");
+        assert_eq!(VERSION.path_with(&[]), "/v1/version");
+    }
+
+    #[test]
+    fn operations_are_distinct_and_versioned() {
+        for (index, one) in ALL.iter().enumerate() {
+            assert!(one.path.starts_with("/v1/") || one.path == "/metrics", "{}", one.path);
+            assert!(!one.summary.is_empty() && !one.summary.ends_with('.'), "{}", one.id);
+            for other in &ALL[index + 1..] {
+                assert_ne!(one.id, other.id);
+                assert!((one.method, one.path) != (other.method, other.path), "{} and {}", one.id, other.id);
+            }
+        }
+    }
+}

@@ -1,0 +1,81 @@
+//! The wire types of meshd's HTTP API, version 1: what `meshctl`, the Cockpit and scripts say to a node's daemon.
+//!
+//! - [`endpoint`] lists every operation once, with the types it takes and gives. The server, the client and the OpenAPI
+//!   document ([`openapi()`]) all follow that list.
+//! - The other modules hold the types. They are plain strings and numbers, made for reading, not the model types of the
+//!   rooms behind the API: conversion is explicit and lives with the daemon.
+//! - [`ApiError`] is how every operation fails; [`ErrorCode`] is stable.
+//!
+//! Not here: HTTP, sockets, clocks, or anything that decides.
+//!
+//! Conventions, the same everywhere:
+//! - Names are DNS labels (`acme`, `paris`, `berlin1`). A node is meant by its name, `NAME.SITE`, or the first digits of
+//!   its key; a VDC by its local name, the first digits of its id, or [`DEFAULT_VDC`].
+//! - Keys, ids and hashes are lower-case hexadecimal. Times are RFC 3339 in UTC with seconds ([`rfc3339`]).
+//! - Quantities end in their unit: `_ms`, `_s`, `_bytes`. Ages are given beside times where a reader would otherwise
+//!   need the daemon's clock.
+//! - Requests refuse unknown fields; readers of responses ignore them, so fields may be added within version 1.
+//! - A field without a value is `null`.
+#![forbid(unsafe_code)]
+
+pub mod endpoint;
+mod error;
+mod event;
+mod invite;
+mod join;
+mod meta;
+mod node;
+mod openapi;
+mod ping;
+mod policy;
+mod port;
+mod site;
+mod status;
+mod time;
+mod vdc;
+
+pub use endpoint::{Endpoint, Method, Reply};
+pub use error::{ApiError, ErrorBody, ErrorCode};
+pub use event::{EventList, EventView, EventsQuery, Severity};
+pub use invite::{
+    InviteCreate, InviteCreated, InviteList, InviteState, InviteView, Reachability, ReachabilityVerdict, RedemptionView,
+};
+pub use join::{JoinEvent, JoinRequest, Joined, LeaveRequest, Left, Renewed, StepState, StepView};
+pub use meta::{Health, HealthState, Problem, ProblemCode, ProblemSeverity, Version};
+pub use node::{
+    Addresses, CandidateView, ConnectRequest, Connected, ControlLinkView, GrantChange, LinkState, LinkView,
+    MembershipView, NodeList, NodeRevoke, NodeRevoked, NodeView, PathKind, PathView, PeerList, PeerView, Standing,
+};
+pub use openapi::openapi;
+pub use ping::{PingEvent, PingQuery};
+pub use policy::{
+    BlockCreate, BlockList, BlockView, ExplainQuery, ExplainStep, Explanation, ExposureChange, ExposureList,
+    ExposureView, PartyView, RecordView, StepVerdict,
+};
+pub use port::{FlowSpec, PortSpec, PortSpecError, Transport};
+pub use site::{SiteAdd, SiteAdded, SiteList, SiteView};
+pub use status::{DataPathView, DnsState, DnsView, ListenView, RosterView, Status, StatusQuery, VdcStatus};
+pub use time::rfc3339;
+pub use vdc::{RecoveryKey, VdcCreate, VdcCreated, VdcList, VdcView};
+
+/// Stands for a VDC's name in a path: the only VDC of this node, or else the one in use (`meshctl vdc use`).
+pub const DEFAULT_VDC: &str = "-";
+
+/// Where the daemon listens unless its config says otherwise.
+pub const SOCKET_PATH: &str = "/run/meshd/meshd.sock";
+
+/// Longest request body in bytes. The largest request is a join with its token, below 4 KiB.
+pub const REQUEST_BYTES_MAX: usize = 64 << 10;
+
+/// Media type of request and response bodies.
+pub const MEDIA_JSON: &str = "application/json";
+/// Media type of streams: Server-Sent Events whose `data` is one JSON value; an `error` event carries an [`ErrorBody`].
+pub const MEDIA_SSE: &str = "text/event-stream";
+/// Media type of the metrics.
+pub const MEDIA_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+/// Header that carries the id of a request; it stands in the daemon's log too.
+pub const REQUEST_ID_HEADER: &str = "x-request-id";
+/// Name of the stream event that carries an [`ErrorBody`] and ends the stream.
+pub const SSE_ERROR: &str = "error";
+/// Name of all other stream events.
+pub const SSE_DATA: &str = "message";
