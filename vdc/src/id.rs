@@ -91,6 +91,36 @@ bytes32!(
     "VdcId"
 );
 
+bytes32!(
+    /// The chain of authority that a record stands on, as one hash: which right, given by whom, given by whom, up to the
+    /// owners. A record names its own ([`crate::Signed::under`]), so a right given later cannot revive what an earlier,
+    /// voided right had justified. See [`crate::roster`].
+    Office,
+    "Office"
+);
+
+impl Office {
+    /// What owners' statements stand on: the VDC itself.
+    #[must_use]
+    pub fn root(vdc: &VdcId) -> Self {
+        Self(vdc.0)
+    }
+
+    /// The joint office of the owners: what those stand on whom the owners delegated.
+    #[must_use]
+    pub fn owners(vdc: &VdcId) -> Self {
+        Self(blake3::derive_key("meshd 2026 office of the owners", &vdc.0))
+    }
+
+    /// The office of `issuer`, which stands on `under`.
+    #[must_use]
+    pub fn of(issuer: &Key, under: &Self) -> Self {
+        let mut hasher = blake3::Hasher::new_derive_key("meshd 2026 office");
+        hasher.update(&under.0).update(&issuer.0);
+        Self(*hasher.finalize().as_bytes())
+    }
+}
+
 /// 16 random bytes that name one invite.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct InviteId(pub [u8; 16]);

@@ -11,6 +11,7 @@ pub mod address;
 pub mod codec;
 pub mod id;
 pub mod invite;
+pub mod links;
 pub mod peer;
 pub mod policy;
 pub mod record;
@@ -19,6 +20,6 @@ pub mod sync;
 pub mod time;
 
 pub use address::{Ipv4Block, NodePrefix};
-pub use id::{Hash, InviteId, Key, Name, NameError, SiteNumber, VdcId, WgKey};
+pub use id::{Hash, InviteId, Key, Name, NameError, Office, SiteNumber, VdcId, WgKey};
 pub use record::{Body, Role, Signed, SigningKey};
 pub use time::UnixTime;

@@ -1,8 +1,9 @@
 //! Signed records: what each kind says and how it is signed.
 //!
-//! A record is a [`Body`] that an issuer signed together with the issuer's own consecutive number. Wire form, canonical
-//! CBOR (see [`crate::codec`]): `[format, issuer, number, body, signature, [[cosigner, signature], …]]`. The signature
-//! covers `"meshd record 1" ‖ vdc_id ‖ CBOR([issuer, number, body])`, so a record means nothing in another VDC.
+//! A record is a [`Body`] that an issuer signed together with the office it stands on and the issuer's own consecutive
+//! number. Wire form, canonical CBOR (see [`crate::codec`]): `[format, issuer, under, number, body, signature,
+//! [[cosigner, signature], …]]`. The signature covers `"meshd record 1" ‖ vdc_id ‖ CBOR(issuer) ‖ CBOR(under) ‖
+//! CBOR(number) ‖ CBOR(body)`, so a record means nothing in another VDC.
 //!
 //! This module checks what a record can say for itself: canonical form, limits, signatures. Whether the issuer had the
 //! right to sign it is a question to the [`crate::roster`].
@@ -13,7 +14,7 @@ use minicbor::{Decode, Encode};
 
 use crate::address::Ipv4Block;
 use crate::codec::{self, DecodeError};
-use crate::{Hash, Key, Name, SiteNumber, UnixTime, VdcId, WgKey};
+use crate::{Hash, Key, Name, Office, SiteNumber, UnixTime, VdcId, WgKey};
 
 /// Format version of a stored or sent record.
 pub const FORMAT: u32 = 1;
@@ -362,17 +363,27 @@ pub struct Block {
 pub struct Policy {
     #[n(0)]
     pub version: u64,
-    /// Hash of the policy record's body before this one; none for version 1.
+    /// [`Policy::body_hash`] of the version before this one; none for version 1.
     #[n(1)]
     pub previous: Option<Hash>,
     #[n(2)]
     pub document: crate::policy::Document,
 }
 
+impl Policy {
+    /// What the next version names as its previous one.
+    #[must_use]
+    pub fn body_hash(&self) -> Hash {
+        Hash(blake3::derive_key("meshd 2026 policy", &codec::encode(self)))
+    }
+}
+
 /// A body with its issuer, number and signatures.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Signed {
     pub issuer: Key,
+    /// The office that gave the issuer the right to say this; [`Office::root`] for owners' statements.
+    pub under: Office,
     /// The issuer's own consecutive number of this record, from 1.
     pub number: u64,
     pub body: Body,
@@ -389,12 +400,14 @@ struct Wire {
     #[n(1)]
     issuer: Key,
     #[n(2)]
-    number: u64,
+    under: Office,
     #[n(3)]
-    body: Body,
+    number: u64,
     #[n(4)]
-    signature: ByteArray<64>,
+    body: Body,
     #[n(5)]
+    signature: ByteArray<64>,
+    #[n(6)]
     cosignatures: Vec<WireCosignature>,
 }
 
@@ -407,15 +420,24 @@ struct WireCosignature {
 }
 
 impl Signed {
-    /// Signs `body` as the issuer's record `number`; further owners cosign.
+    /// Signs `body` as the issuer's record `number`, standing on the office `under`; further owners cosign.
     #[must_use]
-    pub fn sign(vdc: &VdcId, key: &SigningKey, number: u64, body: Body, cosigners: &[&SigningKey]) -> Self {
+    pub fn sign(
+        vdc: &VdcId,
+        key: &SigningKey,
+        under: Office,
+        number: u64,
+        body: Body,
+        cosigners: &[&SigningKey],
+    ) -> Self {
         let issuer = key.public();
-        let message = message(vdc, &issuer, number, &body);
-        let mut cosignatures: Vec<_> = cosigners.iter().map(|k| (k.public(), k.sign(&message))).collect();
+        let message = message(vdc, &issuer, &under, number, &body);
+        let others = cosigners.iter().filter(|k| k.public() != issuer);
+        let mut cosignatures: Vec<_> = others.map(|k| (k.public(), k.sign(&message))).collect();
         cosignatures.sort_unstable();
+        cosignatures.dedup();
         let mut record =
-            Self { issuer, number, body, signature: key.sign(&message), cosignatures, hash: Hash([0; 32]) };
+            Self { issuer, under, number, body, signature: key.sign(&message), cosignatures, hash: Hash([0; 32]) };
         record.hash = record_hash(&record.encode());
         record
     }
@@ -431,6 +453,7 @@ impl Signed {
         }
         let record = Self {
             issuer: wire.issuer,
+            under: wire.under,
             number: wire.number,
             body: wire.body,
             signature: *wire.signature,
@@ -446,6 +469,7 @@ impl Signed {
         codec::encode(&Wire {
             format: FORMAT,
             issuer: self.issuer,
+            under: self.under,
             number: self.number,
             body: self.body.clone(),
             signature: ByteArray::from(self.signature),
@@ -466,9 +490,43 @@ impl Signed {
     /// Whether every signature on the record is good in this VDC.
     #[must_use]
     pub fn verify(&self, vdc: &VdcId) -> bool {
-        let message = message(vdc, &self.issuer, self.number, &self.body);
+        let message = message(vdc, &self.issuer, &self.under, self.number, &self.body);
         verify(&self.issuer, &message, &self.signature)
             && self.cosignatures.iter().all(|(key, signature)| verify(key, &message, signature))
+    }
+
+    /// Bytes on the heap of one shared record.
+    #[must_use]
+    pub fn heap_bytes(&self) -> usize {
+        let name = |n: &Name| n.as_str().len();
+        let inner = match &self.body {
+            Body::Genesis(g) => name(&g.name) + g.owners.len() * size_of::<Key>(),
+            Body::Delegation(_) => 0,
+            Body::Site(s) => name(&s.name),
+            Body::Member(m) => name(&m.name),
+            Body::Grant(g) => {
+                g.roles.len() + g.labels.iter().map(|l| size_of::<Name>() + name(l)).sum::<usize>()
+            }
+            Body::Contact(c) => {
+                let dns = |a: &ContactAddress| if let ContactAddress::Dns(name, _) = a { name.len() } else { 0 };
+                c.addresses.iter().map(|a| size_of::<ContactAddress>() + dns(a)).sum()
+            }
+            Body::Exposure(e) => e.ports.len() * size_of::<PortRange>(),
+            Body::Tombstone(t) => {
+                let estate = t.estate.iter().flat_map(|e| &e.records);
+                t.reason.len() + estate.map(|r| size_of::<ByteVec>() + r.len()).sum::<usize>()
+            }
+            Body::Block(b) => b.reason.len(),
+            Body::Policy(_) => codec::encode(&self.body).len() * 2,
+        };
+        // Two counters of the Arc, and the allocator's own word.
+        size_of::<Self>() + 3 * size_of::<usize>() + inner + self.cosignatures.len() * size_of::<(Key, [u8; 64])>()
+    }
+
+    /// The office that this record's issuer holds, and that those stand on to whom the record gives a right.
+    #[must_use]
+    pub fn office(&self, vdc: &VdcId) -> Office {
+        if self.under == Office::root(vdc) { Office::owners(vdc) } else { Office::of(&self.issuer, &self.under) }
     }
 
     /// The distinct keys whose signatures the record carries.
@@ -538,6 +596,7 @@ impl Signed {
             Body::Block(b) if b.matches.ports.is_some_and(|p| p.last < p.first) => return invalid("empty port range"),
             Body::Policy(p) if !p.document.is_within_limits() => return invalid("policy document over its limits"),
             Body::Policy(p) if p.version == 0 => return invalid("policy versions start at 1"),
+            Body::Policy(p) if !p.document.is_within_limits() => return invalid("policy document beyond its limits"),
             Body::Policy(p) if (p.version == 1) != p.previous.is_none() => {
                 return invalid("every policy but the first names the one before it");
             }
@@ -553,10 +612,11 @@ fn is_dns_name(name: &str) -> bool {
     name.len() <= 253 && name.split('.').all(label)
 }
 
-fn message(vdc: &VdcId, issuer: &Key, number: u64, body: &Body) -> Vec<u8> {
+fn message(vdc: &VdcId, issuer: &Key, under: &Office, number: u64, body: &Body) -> Vec<u8> {
     let mut message = DOMAIN.to_vec();
     message.extend_from_slice(&vdc.0);
     message.extend(codec::encode(issuer));
+    message.extend(codec::encode(under));
     message.extend(codec::encode(&number));
     message.extend(codec::encode(body));
     message
