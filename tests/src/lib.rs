@@ -1,0 +1,6 @@
+//! What the demo and the benches share: named steps with their times ([`steps`]), and figures with their goals
+//! ([`figures`]). The lab they run in is `meshlab`; the rules and tests of this package are in `tidy/` and `e2e/`.
+#![expect(clippy::print_stdout, reason = "the demo and the benches print their tables")]
+
+pub mod figures;
+pub mod steps;
