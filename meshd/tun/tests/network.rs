@@ -1,0 +1,93 @@
+use std::net::SocketAddr;
+
+use meshd_tun::{Netns, NetworkConfig, NetworkError};
+
+use crate::lab::{Host, block, ip_in, local_name, node_prefix, vdc_id};
+
+fn config(seed: u8) -> NetworkConfig {
+    let vdc = vdc_id(seed);
+    NetworkConfig {
+        vdc,
+        name: local_name(),
+        prefix: node_prefix(&vdc, 1),
+        ipv4: Some(block("10.99.0.16/28")),
+        ipv4_ranges: vec![block("10.99.0.0/20"), block("10.98.0.0/20")],
+        host_ipv4: true,
+    }
+}
+
+/// Everything of the kernel's that `ensure` decides, as text.
+fn picture(host: &Host, config: &NetworkConfig) -> String {
+    let inside = config.netns_name();
+    let mut text = String::new();
+    for list in ["-o addr show", "route show table all", "-6 route show table all", "neigh show nud permanent"] {
+        text += &format!("host {list}\n{}vdc {list}\n{}", host.ip(list), ip_in(&inside, list));
+    }
+    text
+}
+
+#[test]
+fn ensure_is_idempotent_and_remove_leaves_nothing() {
+    let host = Host::new();
+    let config = config(7);
+    let before = host.ip("-o link");
+    let (network, tun) = host.ensure(&config).expect("ensured");
+    let first = picture(&host, &config);
+    for wanted in ["fe80::1", "169.254.1.1", "10.99.0.17", "10.98.0.0/20", "unreachable"] {
+        assert!(first.contains(wanted), "{wanted} is missing in\n{first}");
+    }
+    // The host reaches its gateway inside, so both ends of the port work.
+    let host_address = config.host_addresses()[0];
+    let infra = config.prefix.address(0);
+    assert!(host.command(&format!("ping -c1 -W1 -I {host_address} {infra}")).status.success(), "{first}");
+    let refused = host.command("ping -c1 -W1 10.99.0.20");
+    assert!(String::from_utf8_lossy(&refused.stdout).contains("From 169.254.1.1"), "{refused:?}");
+
+    // A second daemon cannot take the TUN; a restarted one adopts everything, byte for byte.
+    let taken = host.ensure(&config).expect_err("held");
+    assert!(matches!(taken, NetworkError::TunBusy { .. }), "{taken}");
+    drop((network, tun));
+    let (network, tun) = host.ensure(&config).expect("adopted");
+    assert_eq!(picture(&host, &config), first);
+
+    // A range that is gone takes its routes along, on both sides.
+    let smaller = NetworkConfig { ipv4_ranges: vec![block("10.99.0.0/20")], ..config.clone() };
+    host.netns.run(|| network.update(&smaller)).expect("updated");
+    assert!(!picture(&host, &config).contains("10.98.0.0/20"));
+
+    drop((network, tun));
+    for _ in 0..2 {
+        host.remove(&config);
+    }
+    assert_eq!(host.ip("-o link"), before);
+    assert!(!Netns::path_of(&config.netns_name()).exists());
+    assert_eq!(host.ip("route show table all proto 109"), "");
+    assert_eq!(host.ip("-6 route show table all proto 109"), "");
+}
+
+#[test]
+fn foreign_interface_of_the_same_name_is_left_alone() {
+    let host = Host::new();
+    let config = config(8);
+    host.ip(&format!("link add {} type veth peer name other", config.host_interface()));
+    let refused = host.ensure(&config).expect_err("taken");
+    assert!(matches!(refused, NetworkError::NameTaken { .. }), "{refused}");
+    assert!(refused.hint().is_some());
+    host.remove(&config);
+    assert!(host.ip("-o link").contains(&config.host_interface()));
+}
+
+#[test]
+fn sockets_of_the_infra_plane_live_in_the_vdc() {
+    let host = Host::new();
+    let config = config(9);
+    let (network, tun) = host.ensure(&config).expect("ensured");
+    let infra = SocketAddr::new(config.prefix.address(0).into(), 7);
+    let listener = network.netns().bind_tcp(infra).expect("bound");
+    assert_eq!(listener.local_addr().expect("bound"), infra);
+    network.netns().bind_udp(infra).expect("bound");
+    let outside = host.netns.bind_tcp(infra);
+    assert!(outside.is_err(), "the infra address must not be the host's");
+    drop((network, tun, listener));
+    host.remove(&config);
+}
