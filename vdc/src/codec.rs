@@ -45,6 +45,22 @@ where
     if encode(&value) == bytes { Ok(value) } else { Err(DecodeError::NotCanonical { what }) }
 }
 
+/// Decodes a definite list of at most `length_max` elements: a longer one is refused before it takes memory.
+///
+/// # Errors
+/// Those of the elements, or if the list is longer or of indefinite length.
+pub(crate) fn decode_list<'b, C, T: Decode<'b, C>>(
+    d: &mut minicbor::Decoder<'b>,
+    ctx: &mut C,
+    length_max: usize,
+) -> Result<Vec<T>, minicbor::decode::Error> {
+    let length = d.array()?.ok_or_else(|| minicbor::decode::Error::message("indefinite list"))?;
+    if length > length_max as u64 {
+        return Err(minicbor::decode::Error::message("list too long"));
+    }
+    (0..length).map(|_| d.decode_with(ctx)).collect()
+}
+
 /// IP addresses as 4 or 16 bytes.
 pub mod ip {
     use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};

@@ -239,6 +239,17 @@ pub struct Grant {
     pub labels: Vec<Name>,
 }
 
+impl ContactAddress {
+    /// Whether a DNS name in it has the form of one.
+    #[must_use]
+    pub fn is_valid(&self) -> bool {
+        match self {
+            Self::Ip(..) => true,
+            Self::Dns(name, _) => is_dns_name(name),
+        }
+    }
+}
+
 /// A place where a node's control swarm listens.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Encode, Decode)]
 #[cbor(flat)]
@@ -323,12 +334,33 @@ pub struct Estate {
     #[n(0)]
     pub last: u64,
     /// Encoded [`Signed`] records, ascending by hash, at most [`Estate::RECORDS_MAX`].
-    #[n(1)]
+    #[cbor(n(1), with = "estate_records")]
     pub records: Vec<ByteVec>,
 }
 
 impl Estate {
     pub const RECORDS_MAX: usize = 4096;
+}
+
+/// Refuses a long list before it takes memory.
+mod estate_records {
+    use minicbor::bytes::ByteVec;
+    use minicbor::{Decoder, Encoder};
+
+    use super::Estate;
+    use crate::codec;
+
+    pub(super) fn encode<C, W: minicbor::encode::Write>(
+        records: &Vec<ByteVec>,
+        e: &mut Encoder<W>,
+        ctx: &mut C,
+    ) -> Result<(), minicbor::encode::Error<W::Error>> {
+        e.encode_with(records, ctx)?.ok()
+    }
+
+    pub(super) fn decode<'b, C>(d: &mut Decoder<'b>, ctx: &mut C) -> Result<Vec<ByteVec>, minicbor::decode::Error> {
+        codec::decode_list(d, ctx, Estate::RECORDS_MAX)
+    }
 }
 
 /// What a block record matches. An absent field matches everything.
@@ -504,9 +536,7 @@ impl Signed {
             Body::Delegation(_) => 0,
             Body::Site(s) => name(&s.name),
             Body::Member(m) => name(&m.name),
-            Body::Grant(g) => {
-                g.roles.len() + g.labels.iter().map(|l| size_of::<Name>() + name(l)).sum::<usize>()
-            }
+            Body::Grant(g) => g.roles.len() + g.labels.iter().map(|l| size_of::<Name>() + name(l)).sum::<usize>(),
             Body::Contact(c) => {
                 let dns = |a: &ContactAddress| if let ContactAddress::Dns(name, _) = a { name.len() } else { 0 };
                 c.addresses.iter().map(|a| size_of::<ContactAddress>() + dns(a)).sum()
@@ -573,8 +603,7 @@ impl Signed {
                 }
             }
             Body::Contact(c) => {
-                let dns_bad = |a: &ContactAddress| matches!(a, ContactAddress::Dns(name, _) if !is_dns_name(name));
-                if c.addresses.len() > 16 || c.addresses.iter().any(dns_bad) {
+                if c.addresses.len() > 16 || !c.addresses.iter().all(ContactAddress::is_valid) {
                     return invalid("a contact has at most 16 addresses and DNS names of at most 253 bytes");
                 }
             }
