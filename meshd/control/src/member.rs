@@ -1,0 +1,943 @@
+//! The member swarm: keeps the links that are wanted, and carries requests between members.
+//!
+//! A *link* is the relation to a node; it has one or, for moments, several connections. The end that dialled a
+//! connection decides how long it lives; the other end holds it. When two ends dialled each other, both rank the
+//! connections alike (QUIC first, then the one dialled by the smaller key, then the older) and each closes its own that
+//! lost, after a pause in which running exchanges end.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::hash::{BuildHasher as _, RandomState};
+use std::net::{IpAddr, SocketAddr};
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::future::BoxFuture;
+use futures::stream::FuturesUnordered;
+use futures::{FutureExt as _, StreamExt as _};
+use libp2p::connection_limits::{self, ConnectionLimits};
+use libp2p::core::ConnectedPoint;
+use libp2p::core::transport::TransportError;
+use libp2p::identity::Keypair;
+use libp2p::swarm::behaviour::toggle::Toggle;
+use libp2p::swarm::dial_opts::{DialOpts, PeerCondition};
+use libp2p::swarm::{ConnectionId, DialError, NetworkBehaviour, Swarm, SwarmEvent};
+use libp2p::{Multiaddr, mdns};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tokio::time::{Instant, sleep_until, timeout};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use vdc::Key;
+use vdc::peer::{self, Hello};
+
+use crate::dial::{AddressBook, Backoff};
+use crate::error::{Attempt, CallError, ListenError};
+use crate::exchange::{self, Exchange, Gate, Outgoing};
+use crate::handle::{ControlEvent, HelloSource, Inputs, LinkDownReason, LinkView, SwarmKind};
+use crate::key::{self, Transport};
+use crate::transport;
+use crate::wire::PeerProtocol;
+
+/// Requests being read, and answers being read: 16 MiB each, four of the longest messages.
+const BUDGET_BYTES: usize = 16 << 20;
+const _: () = assert!(BUDGET_BYTES >= 4 * peer::MESSAGE_BYTES_MAX);
+/// Handshakes under way, each direction.
+const PENDING_MAX: u32 = 64;
+/// Connections to one node; the oldest idle one goes first. Two are normal while both ends dial each other.
+const PER_NODE_MAX: usize = 4;
+/// The other end must say hello within this time of a handshake, and after [`MemberCommand::NetworkChanged`].
+const HELLO: Duration = Duration::from_secs(10);
+const CHECK: Duration = Duration::from_secs(3);
+/// How long a connection that lost to a better one still serves what runs on it.
+const RETIRE: Duration = Duration::from_secs(5);
+/// An on-demand request does not dial again what failed this short a time ago.
+const FRESH_FAILURE: Duration = Duration::from_secs(1);
+/// Requests that wait for one node's link.
+const WAITING_MAX: usize = 64;
+/// Requests of a node that came before its hello, which travels on another stream.
+const EARLY_MAX: usize = 8;
+/// Events not yet taken: beyond the first bound members' requests are refused, beyond the second the swarm is not read.
+const OUTBOX_REQUESTS_MAX: usize = 64;
+const OUTBOX_MAX: usize = 256;
+/// Name look-ups under way, and their limit.
+const RESOLVING_MAX: usize = 4;
+const RESOLVE: Duration = Duration::from_secs(3);
+/// Nodes that mDNS may remember before it is switched off: its list has no limit of its own, and anybody on the LAN can
+/// make it grow.
+const MDNS_NODES_MAX: usize = 512;
+/// Pause before a failed swarm is rebuilt: doubles from the first to the last.
+const RESTART_FIRST: Duration = Duration::from_millis(200);
+const RESTART_LAST: Duration = Duration::from_secs(30);
+/// Time for closing links at shutdown, and for the QUIC driver to put the last packets on the wire.
+const CLOSE: Duration = Duration::from_millis(500);
+const LINGER: Duration = Duration::from_millis(50);
+
+/// What the handle asks of the member swarm.
+#[derive(Debug)]
+pub(crate) enum MemberCommand {
+    Request { node: Key, bytes: Vec<u8>, deadline: Instant, reply: oneshot::Sender<Result<peer::Response, CallError>> },
+    Dial { node: Key, address: SocketAddr },
+    NetworkChanged,
+}
+
+#[derive(NetworkBehaviour)]
+pub(crate) struct Behaviour {
+    limits: connection_limits::Behaviour,
+    exchange: Exchange<PeerProtocol>,
+    mdns: Toggle<mdns::tokio::Behaviour>,
+}
+
+/// What outlives a swarm: inputs, outputs and plain knowledge.
+pub(crate) struct Member {
+    pub(crate) keys: Keypair,
+    pub(crate) node: Key,
+    pub(crate) ips: Vec<IpAddr>,
+    pub(crate) port: u16,
+    pub(crate) mdns: bool,
+    pub(crate) links_inbound_max: u32,
+    pub(crate) link_idle: Duration,
+    pub(crate) hello: HelloSource,
+    pub(crate) tracker: TaskTracker,
+    pub(crate) book: AddressBook,
+    pub(crate) inputs: watch::Receiver<Inputs>,
+    pub(crate) commands: mpsc::Receiver<MemberCommand>,
+    pub(crate) events: mpsc::Sender<ControlEvent>,
+    pub(crate) outbox: VecDeque<ControlEvent>,
+    pub(crate) links: watch::Sender<Arc<[LinkView]>>,
+    pub(crate) addresses: watch::Sender<Arc<[SocketAddr]>>,
+    pub(crate) stop: CancellationToken,
+}
+
+/// A swarm that listens, and where panics of its connections are reported.
+pub(crate) struct Built {
+    swarm: Swarm<Behaviour>,
+    panics: mpsc::Receiver<String>,
+}
+
+/// Why a swarm's turn is over.
+enum End {
+    Stopped,
+    Failed(String),
+}
+
+impl Member {
+    /// Builds the swarm and binds its sockets.
+    pub(crate) fn build(&self) -> Result<Built, ListenError> {
+        let (panics_in, panics) = mpsc::channel(1);
+        let limits = ConnectionLimits::default()
+            .with_max_pending_incoming(Some(PENDING_MAX))
+            .with_max_pending_outgoing(Some(PENDING_MAX))
+            .with_max_established_incoming(Some(self.links_inbound_max));
+        let peer = self.keys.public().to_peer_id();
+        let mdns = if self.mdns {
+            mdns::tokio::Behaviour::new(mdns::Config::default(), peer)
+                .inspect_err(|error| tracing::warn!(%error, "no mDNS: nodes on this LAN are found by address only"))
+                .ok()
+        } else {
+            None
+        };
+        let behaviour = Behaviour {
+            limits: connection_limits::Behaviour::new(limits),
+            exchange: Exchange::new(Gate::Members(Arc::default()), BUDGET_BYTES),
+            mdns: Toggle::from(mdns),
+        };
+        let config = transport::swarm_config(self.link_idle, &self.tracker, panics_in);
+        let mut swarm = Swarm::new(transport::build(&self.keys), behaviour, peer, config);
+        listen(&mut swarm, &self.ips, self.port)?;
+        Ok(Built { swarm, panics })
+    }
+
+    /// Runs swarm after swarm until stopped. A panic ends a swarm, not this.
+    pub(crate) async fn run(mut self, first: Built) {
+        let mut next = Some(first);
+        let mut pause = RESTART_FIRST;
+        loop {
+            let built = match next.take() {
+                Some(built) => Ok(built),
+                None => self.build(),
+            };
+            let started = Instant::now();
+            let why = match built {
+                Ok(built) => match AssertUnwindSafe(Box::pin(self.turn(built))).catch_unwind().await {
+                    Ok(End::Stopped) => {
+                        self.drop_links();
+                        return;
+                    }
+                    Ok(End::Failed(why)) => why,
+                    Err(panic) => transport::panic_text(&*panic),
+                },
+                Err(error) => error.to_string(),
+            };
+            tracing::error!(why, "the member swarm failed and is rebuilt");
+            self.drop_links();
+            self.outbox.push_back(ControlEvent::Restarted { swarm: SwarmKind::Member, why });
+            if started.elapsed() > RESTART_LAST {
+                pause = RESTART_FIRST;
+            }
+            if timeout(pause, self.stop.cancelled()).await.is_ok() {
+                return;
+            }
+            pause = (pause * 2).min(RESTART_LAST);
+        }
+    }
+
+    /// Reports every published link as down.
+    fn drop_links(&mut self) {
+        let links = self.links.send_replace(Arc::default());
+        for link in links.iter() {
+            self.outbox.push_back(ControlEvent::LinkDown { node: link.node, reason: LinkDownReason::Local });
+        }
+        self.addresses.send_replace(Arc::default());
+    }
+
+    /// Runs one swarm.
+    async fn turn(&mut self, built: Built) -> End {
+        let Built { swarm, mut panics } = built;
+        let mut run = Run {
+            swarm,
+            peers: BTreeMap::new(),
+            probes: FuturesUnordered::new(),
+            resolving: FuturesUnordered::new(),
+            resolvers: Arc::new(Semaphore::new(RESOLVING_MAX)),
+            facts: Inputs::default(),
+            listening: BTreeSet::new(),
+            m: self,
+        };
+        run.on_inputs();
+        let events = run.m.events.clone();
+        loop {
+            run.on_time(Instant::now());
+            let wake = run.next_wake();
+            // cancel-safe: every branch is a queue, a watch or a timer that keeps what it has until it is taken.
+            tokio::select! {
+                () = run.m.stop.cancelled() => {
+                    run.close_all().await;
+                    return End::Stopped;
+                }
+                Some(why) = panics.recv() => return End::Failed(why),
+                permit = events.reserve(), if !run.m.outbox.is_empty() => match permit {
+                    Ok(permit) => {
+                        let event = run.m.outbox.pop_front().expect("the branch is enabled by its presence");
+                        permit.send(event);
+                    }
+                    Err(_) => return End::Stopped,
+                },
+                changed = run.m.inputs.changed() => match changed {
+                    Ok(()) => run.on_inputs(),
+                    Err(_) => return End::Stopped,
+                },
+                command = run.m.commands.recv() => match command {
+                    Some(command) => run.on_command(command),
+                    None => return End::Stopped,
+                },
+                Some(probe) = run.probes.next(), if !run.probes.is_empty() => run.on_probe(probe),
+                Some(resolved) = run.resolving.next(), if !run.resolving.is_empty() => run.on_resolved(resolved),
+                event = run.swarm.select_next_some(), if run.m.outbox.len() < OUTBOX_MAX => {
+                    if let Some(end) = run.on_swarm(event) {
+                        return end;
+                    }
+                }
+                () = sleep_until(wake.unwrap_or_else(Instant::now)), if wake.is_some() => {}
+            }
+        }
+    }
+}
+
+/// Listens on `port` of each address, by QUIC and TCP.
+pub(crate) fn listen<B: NetworkBehaviour>(swarm: &mut Swarm<B>, ips: &[IpAddr], port: u16) -> Result<(), ListenError> {
+    for ip in ips {
+        let address = SocketAddr::new(*ip, port);
+        for transport in [Transport::Quic, Transport::Tcp] {
+            swarm.listen_on(key::multiaddr(address, transport)).map_err(|error| ListenError::Bind {
+                address,
+                transport,
+                source: std::io::Error::other(error),
+            })?;
+        }
+    }
+    Ok(())
+}
+
+/// One connection of a link.
+struct Connection {
+    id: ConnectionId,
+    dialled: bool,
+    transport: Transport,
+    remote: SocketAddr,
+    since: Instant,
+    /// Theirs; the connection is up once it is known.
+    hello: Option<Hello>,
+    rtt: Option<Duration>,
+    early: Vec<(peer::Request, oneshot::Sender<peer::Response>)>,
+    retire_at: Option<Instant>,
+}
+
+/// A request that waits for a link.
+struct Waiting {
+    bytes: Vec<u8>,
+    deadline: Instant,
+    reply: oneshot::Sender<Result<peer::Response, CallError>>,
+}
+
+/// What is known about one node.
+struct Peer {
+    connections: Vec<Connection>,
+    dialling: BTreeSet<ConnectionId>,
+    resolving: bool,
+    /// What came of the last dial.
+    attempts: Vec<Attempt>,
+    tried_at: Option<Instant>,
+    backoff: Backoff,
+    waiting: Vec<Waiting>,
+}
+
+impl Peer {
+    fn new(now: Instant) -> Self {
+        Self {
+            connections: Vec::new(),
+            dialling: BTreeSet::new(),
+            resolving: false,
+            attempts: Vec::new(),
+            tried_at: None,
+            backoff: Backoff::new(now),
+            waiting: Vec::new(),
+        }
+    }
+
+    /// Forgets earlier failures: something changed.
+    fn forgive(&mut self, now: Instant) {
+        self.backoff.reset(now);
+        self.tried_at = None;
+    }
+
+    fn is_busy(&self) -> bool {
+        !self.connections.is_empty() || !self.dialling.is_empty() || self.resolving
+    }
+
+    /// The connection to use: both ends come to the same one.
+    fn best(&self, me: &Key, node: &Key) -> Option<&Connection> {
+        let smaller_dialled = |c: &Connection| if me < node { c.dialled } else { !c.dialled };
+        self.connections.iter().filter(|c| c.hello.is_some()).min_by_key(|c| (c.transport, !smaller_dialled(c), c.id))
+    }
+}
+
+/// Result of a hello of ours.
+struct Probe {
+    node: Key,
+    connection: ConnectionId,
+    took: Duration,
+    result: Result<peer::Response, CallError>,
+}
+
+/// Result of looking names up.
+struct Resolved {
+    node: Key,
+    addresses: Vec<SocketAddr>,
+    failed: Vec<Attempt>,
+}
+
+/// One swarm's turn.
+struct Run<'a> {
+    m: &'a mut Member,
+    swarm: Swarm<Behaviour>,
+    /// Nodes that are wanted, linked, being dialled or waited for.
+    peers: BTreeMap<Key, Peer>,
+    probes: FuturesUnordered<BoxFuture<'static, Probe>>,
+    resolving: FuturesUnordered<BoxFuture<'static, Resolved>>,
+    resolvers: Arc<Semaphore>,
+    facts: Inputs,
+    listening: BTreeSet<SocketAddr>,
+}
+
+impl Run<'_> {
+    fn on_inputs(&mut self) {
+        let new = self.m.inputs.borrow_and_update().clone();
+        let old = std::mem::replace(&mut self.facts, new);
+        let now = Instant::now();
+        if !Arc::ptr_eq(&old.members, &self.facts.members) {
+            self.swarm.behaviour_mut().exchange.set_members(Arc::clone(&self.facts.members));
+            self.m.book.retain(&self.facts.members);
+            let gone: Vec<Key> = self.peers.keys().filter(|n| !self.facts.members.contains(n)).copied().collect();
+            for node in gone {
+                self.remove(node);
+            }
+        }
+        if !Arc::ptr_eq(&old.contacts, &self.facts.contacts) {
+            for (node, peer) in &mut self.peers {
+                if old.contacts.get(node) != self.facts.contacts.get(node) {
+                    peer.forgive(now);
+                }
+            }
+        }
+        let keep: BTreeSet<Key> = self.facts.wanted.intersection(&self.facts.members).copied().collect();
+        let dialled = |(node, peer): (&Key, &Peer)| {
+            peer.connections.iter().filter(|c| c.dialled).map(|c| (*node, c.id)).collect::<Vec<_>>()
+        };
+        let connections: Vec<_> = self.peers.iter().flat_map(dialled).collect();
+        for node in &keep {
+            if *node != self.m.node {
+                self.peers.entry(*node).or_insert_with(|| Peer::new(now));
+            }
+        }
+        self.swarm.behaviour_mut().exchange.set_keep(Arc::new(keep), connections.into_iter());
+    }
+
+    /// Ends everything with a node that is no longer a member.
+    fn remove(&mut self, node: Key) {
+        let Some(peer) = self.peers.remove(&node) else { return };
+        for waiting in peer.waiting {
+            let _ = waiting.reply.send(Err(CallError::NotMember));
+        }
+        if let Some(id) = key::peer_id(&node) {
+            // Err means that no connection was established; dials under way are aborted in both cases.
+            let _ = self.swarm.disconnect_peer_id(id);
+        }
+        if peer.connections.iter().any(|c| c.hello.is_some()) {
+            self.m.outbox.push_back(ControlEvent::LinkDown { node, reason: LinkDownReason::Removed });
+            self.publish();
+        }
+    }
+
+    fn on_command(&mut self, command: MemberCommand) {
+        // Whoever sets facts and then asks means the facts to count: the two come by different ways.
+        if self.m.inputs.has_changed().unwrap_or(false) {
+            self.on_inputs();
+        }
+        let now = Instant::now();
+        match command {
+            MemberCommand::Request { node, bytes, deadline, reply } => {
+                self.on_request(node, Waiting { bytes, deadline, reply }, now);
+            }
+            MemberCommand::Dial { node, address } => {
+                if self.facts.members.contains(&node) && self.m.book.add_manual(node, address) {
+                    self.hurry(&node, now);
+                }
+            }
+            MemberCommand::NetworkChanged => {
+                let mut up = Vec::new();
+                for (node, peer) in &mut self.peers {
+                    peer.forgive(now);
+                    up.extend(peer.connections.iter().filter(|c| c.hello.is_some()).map(|c| (*node, c.id, c.remote)));
+                }
+                for (node, id, remote) in up {
+                    self.probe(node, id, remote.ip(), CHECK);
+                }
+            }
+        }
+    }
+
+    fn on_request(&mut self, node: Key, request: Waiting, now: Instant) {
+        if node == self.m.node || !self.facts.members.contains(&node) {
+            let _ = request.reply.send(Err(CallError::NotMember));
+            return;
+        }
+        let peer = self.peers.entry(node).or_insert_with(|| Peer::new(now));
+        if let Some(best) = peer.best(&self.m.node, &node) {
+            let id = best.id;
+            self.send(&node, id, request);
+            return;
+        }
+        if peer.waiting.len() >= WAITING_MAX {
+            let _ = request.reply.send(Err(CallError::Busy));
+            return;
+        }
+        if !peer.is_busy() {
+            if peer.tried_at.is_some_and(|at| now < at + FRESH_FAILURE) && !peer.attempts.is_empty() {
+                let attempts = peer.attempts.clone();
+                let _ = request.reply.send(Err(CallError::Unreachable { attempts }));
+                return;
+            }
+            peer.backoff.reset(now);
+        }
+        peer.waiting.push(request);
+    }
+
+    fn send(&mut self, node: &Key, connection: ConnectionId, request: Waiting) {
+        let Waiting { bytes, deadline, reply } = request;
+        self.swarm.behaviour_mut().exchange.send(node, connection, Outgoing { bytes, deadline, reply });
+    }
+
+    /// Tries a node again at once if it is missed: something about it changed for the better.
+    fn hurry(&mut self, node: &Key, now: Instant) {
+        if let Some(peer) = self.peers.get_mut(node) {
+            peer.forgive(now);
+        }
+    }
+
+    /// Says hello on a connection; the answer proves that it works and how fast.
+    fn probe(&mut self, node: Key, connection: ConnectionId, remote: IpAddr, limit: Duration) {
+        let hello = Hello { observed: Some(remote), ..(self.m.hello)() };
+        let (reply, answer) = oneshot::channel();
+        let sent = Instant::now();
+        let bytes = peer::Request::Hello(hello).encode();
+        self.send(&node, connection, Waiting { bytes, deadline: sent + limit, reply });
+        let probe = async move {
+            let result = answer.await.unwrap_or(Err(CallError::LinkLost));
+            Probe { node, connection, took: sent.elapsed(), result }
+        };
+        self.probes.push(probe.boxed());
+    }
+
+    fn on_probe(&mut self, probe: Probe) {
+        let Probe { node, connection, took, result } = probe;
+        match result {
+            Ok(peer::Response::Hello(hello)) => {
+                if let Some(c) = self.connection(&node, connection) {
+                    c.rtt = Some(took);
+                }
+                self.on_hello(node, connection, hello);
+                self.publish();
+            }
+            Ok(_) | Err(_) => {
+                let why =
+                    result.err().map_or_else(|| "hello was answered by something else".to_owned(), |e| e.to_string());
+                if self.connection(&node, connection).is_some() {
+                    tracing::debug!(?node, why, "no hello: the connection is closed");
+                    self.swarm.close_connection(connection);
+                }
+            }
+        }
+    }
+
+    fn connection(&mut self, node: &Key, id: ConnectionId) -> Option<&mut Connection> {
+        self.peers.get_mut(node)?.connections.iter_mut().find(|c| c.id == id)
+    }
+
+    /// A peer said hello on a connection, by request or response.
+    fn on_hello(&mut self, node: Key, id: ConnectionId, hello: Hello) {
+        let now = Instant::now();
+        let Some(peer) = self.peers.get_mut(&node) else { return };
+        let was_up = peer.connections.iter().any(|c| c.hello.is_some());
+        let Some(connection) = peer.connections.iter_mut().find(|c| c.id == id) else { return };
+        if connection.hello.replace(hello.clone()).is_some_and(|old| old.boot_nonce == hello.boot_nonce) {
+            return;
+        }
+        let (address, transport) = (connection.remote, connection.transport);
+        // The port of a TCP connection that came in is not one that listens.
+        let is_listening = connection.dialled || transport == Transport::Quic;
+        let early = std::mem::take(&mut connection.early);
+        peer.backoff.reset(now);
+        peer.attempts.clear();
+        // Connections to what the node was before it started anew are dead, whether we were told or not.
+        let stale = |c: &Connection| c.hello.as_ref().is_some_and(|h| h.boot_nonce != hello.boot_nonce);
+        let dead: Vec<ConnectionId> = peer.connections.iter().filter(|c| stale(c)).map(|c| c.id).collect();
+        peer.connections.retain(|c| !stale(c));
+        let waiting = std::mem::take(&mut peer.waiting);
+        for dead in &dead {
+            self.swarm.close_connection(*dead);
+        }
+        if !dead.is_empty() {
+            self.m.outbox.push_back(ControlEvent::LinkDown { node, reason: LinkDownReason::Replaced });
+        }
+        if !was_up || !dead.is_empty() {
+            self.m.outbox.push_back(ControlEvent::LinkUp { node, address, transport, hello });
+        }
+        if is_listening && self.m.book.saw(node, address) {
+            self.m.outbox.push_back(ControlEvent::Seen { node, address });
+        }
+        for (request, reply) in early {
+            self.deliver(node, request, reply);
+        }
+        for request in waiting {
+            self.send(&node, id, request);
+        }
+        self.settle(&node, now);
+        self.publish();
+    }
+
+    /// Has our own surplus connections to a node retire.
+    fn settle(&mut self, node: &Key, now: Instant) {
+        let me = self.m.node;
+        let Some(peer) = self.peers.get_mut(node) else { return };
+        let Some(best) = peer.best(&me, node).map(|c| c.id) else { return };
+        for connection in peer.connections.iter_mut().filter(|c| c.hello.is_some()) {
+            if connection.id == best {
+                connection.retire_at = None;
+            } else if connection.dialled && connection.retire_at.is_none() {
+                connection.retire_at = Some(now + RETIRE);
+            }
+        }
+    }
+
+    fn deliver(&mut self, from: Key, request: peer::Request, reply: oneshot::Sender<peer::Response>) {
+        if self.m.outbox.len() < OUTBOX_REQUESTS_MAX {
+            self.m.outbox.push_back(ControlEvent::Request { from, request, reply });
+        } else {
+            let _ = reply.send(peer::Response::Refused("busy, try again later".to_owned()));
+        }
+    }
+
+    fn on_swarm(&mut self, event: SwarmEvent<BehaviourEvent>) -> Option<End> {
+        match event {
+            SwarmEvent::Behaviour(BehaviourEvent::Exchange(event)) => self.on_exchange(event),
+            SwarmEvent::Behaviour(BehaviourEvent::Mdns(event)) => self.on_mdns(event),
+            SwarmEvent::ConnectionEstablished { peer_id, connection_id, endpoint, .. } => match key::node(&peer_id) {
+                Some(node) => self.on_established(node, connection_id, &endpoint),
+                None => {
+                    self.swarm.close_connection(connection_id);
+                }
+            },
+            SwarmEvent::ConnectionClosed { peer_id, connection_id, cause, .. } => {
+                if let Some(node) = key::node(&peer_id) {
+                    let why = cause.map_or_else(|| "closed".to_owned(), |cause| innermost(&cause));
+                    self.on_closed(node, connection_id, why);
+                }
+            }
+            SwarmEvent::OutgoingConnectionError { peer_id, connection_id, error } => {
+                if let Some(node) = peer_id.and_then(|p| key::node(&p)) {
+                    self.on_dial_failed(node, connection_id, &error);
+                }
+            }
+            SwarmEvent::NewListenAddr { address, .. } => {
+                if let Some((address, Transport::Quic)) = key::socket_address(&address) {
+                    self.listening.insert(address);
+                    self.publish_addresses();
+                }
+            }
+            SwarmEvent::ExpiredListenAddr { address, .. } => {
+                if let Some((address, Transport::Quic)) = key::socket_address(&address) {
+                    self.listening.remove(&address);
+                    self.publish_addresses();
+                }
+            }
+            SwarmEvent::ListenerClosed { reason, .. } => {
+                let why = reason.err().map_or_else(|| "a listener ended".to_owned(), |e| e.to_string());
+                return Some(End::Failed(why));
+            }
+            SwarmEvent::ListenerError { error, .. } => tracing::debug!(%error, "listener"),
+            SwarmEvent::IncomingConnectionError { send_back_addr, error, .. } => {
+                tracing::debug!(remote = %send_back_addr, %error, "connection refused or failed");
+            }
+            // Steps on the way to the above; the enum is non-exhaustive.
+            _ => {}
+        }
+        None
+    }
+
+    fn on_exchange(&mut self, event: exchange::Event<PeerProtocol>) {
+        match event {
+            exchange::Event::Malformed { node, why, .. } => {
+                // One bad message breaks its own exchange only: a newer release may say what this one cannot read.
+                tracing::debug!(?node, why, "not a request");
+            }
+            exchange::Event::Request { node, connection, request: peer::Request::Hello(hello), reply } => {
+                let Some(c) = self.connection(&node, connection) else { return };
+                let observed = Some(c.remote.ip());
+                let _ = reply.send(peer::Response::Hello(Hello { observed, ..(self.m.hello)() }));
+                self.on_hello(node, connection, hello);
+            }
+            exchange::Event::Request { node, connection, request, reply } => {
+                let Some(c) = self.connection(&node, connection) else { return };
+                if c.hello.is_some() {
+                    self.deliver(node, request, reply);
+                } else if c.early.len() < EARLY_MAX {
+                    c.early.push((request, reply));
+                }
+            }
+        }
+    }
+
+    fn on_mdns(&mut self, event: mdns::Event) {
+        let now = Instant::now();
+        let (found, is_new) = match event {
+            mdns::Event::Discovered(found) => (found, true),
+            mdns::Event::Expired(found) => (found, false),
+        };
+        for (peer, address) in found {
+            let Some((node, (address, _))) = key::node(&peer).zip(key::socket_address(&address)) else { continue };
+            if !is_new {
+                self.m.book.remove_local(&node, address);
+            } else if self.facts.members.contains(&node) && self.m.book.add_local(node, address) {
+                self.hurry(&node, now);
+            }
+        }
+        let mdns = &mut self.swarm.behaviour_mut().mdns;
+        if mdns.as_ref().is_some_and(|m| m.discovered_nodes().len() > MDNS_NODES_MAX) {
+            tracing::warn!("mDNS is off: this LAN announces more than {MDNS_NODES_MAX} addresses");
+            *mdns = Toggle::from(None);
+            self.m.mdns = false;
+        }
+    }
+
+    fn on_established(&mut self, node: Key, id: ConnectionId, endpoint: &ConnectedPoint) {
+        let now = Instant::now();
+        let remote = key::socket_address(endpoint.get_remote_address());
+        let Some((remote, transport)) = remote.filter(|_| self.facts.members.contains(&node)) else {
+            self.swarm.close_connection(id);
+            return;
+        };
+        let peer = self.peers.entry(node).or_insert_with(|| Peer::new(now));
+        peer.dialling.remove(&id);
+        peer.connections.push(Connection {
+            id,
+            dialled: endpoint.is_dialer(),
+            transport,
+            remote,
+            since: now,
+            hello: None,
+            rtt: None,
+            early: Vec::new(),
+            retire_at: None,
+        });
+        if peer.connections.len() > PER_NODE_MAX {
+            let best = peer.best(&self.m.node, &node).map(|c| c.id);
+            let surplus = peer.connections.iter().map(|c| c.id).find(|c| Some(*c) != best);
+            if let Some(surplus) = surplus {
+                self.swarm.close_connection(surplus);
+            }
+        }
+        self.probe(node, id, remote.ip(), HELLO);
+    }
+
+    fn on_closed(&mut self, node: Key, id: ConnectionId, why: String) {
+        let now = Instant::now();
+        let Some(peer) = self.peers.get_mut(&node) else { return };
+        let Some(at) = peer.connections.iter().position(|c| c.id == id) else { return };
+        let closed = peer.connections.remove(at);
+        let still_up = peer.connections.iter().any(|c| c.hello.is_some());
+        if closed.hello.is_none() {
+            let why = format!("the connection ended before its hello ({why})");
+            let address = closed.remote.to_string();
+            peer.attempts.push(Attempt { address, transport: Some(closed.transport), why });
+            self.end_dial(node, now);
+        } else if !still_up {
+            peer.backoff.fail(now, jitter());
+            self.m.outbox.push_back(ControlEvent::LinkDown { node, reason: LinkDownReason::Closed(why) });
+        } else {
+            self.settle(&node, now);
+        }
+        self.publish();
+        self.prune(&node);
+    }
+
+    /// Starts dialling a node at every address known.
+    fn dial(&mut self, node: Key, now: Instant) {
+        let contact = self.facts.contacts.get(&node).map_or(&[][..], Vec::as_slice);
+        let (addresses, names) = self.m.book.candidates(&node, contact);
+        let Some(peer) = self.peers.get_mut(&node) else { return };
+        peer.attempts.clear();
+        peer.tried_at = Some(now);
+        if !names.is_empty() {
+            peer.resolving = true;
+            let resolvers = Arc::clone(&self.resolvers);
+            self.resolving.push(
+                async move {
+                    let (addresses, failed) = resolve(names, &resolvers).await;
+                    Resolved { node, addresses, failed }
+                }
+                .boxed(),
+            );
+        }
+        self.dial_addresses(node, &addresses);
+        self.end_dial(node, now);
+    }
+
+    fn on_resolved(&mut self, resolved: Resolved) {
+        let Resolved { node, addresses, failed } = resolved;
+        let Some(peer) = self.peers.get_mut(&node) else { return };
+        peer.resolving = false;
+        peer.attempts.extend(failed);
+        if peer.connections.is_empty() {
+            self.dial_addresses(node, &addresses);
+        }
+        self.end_dial(node, Instant::now());
+    }
+
+    fn dial_addresses(&mut self, node: Key, addresses: &[SocketAddr]) {
+        let Some((peer, id)) = self.peers.get_mut(&node).zip(key::peer_id(&node)) else { return };
+        if addresses.is_empty() {
+            return;
+        }
+        let options = dial_options(id, addresses);
+        let connection = options.connection_id();
+        match self.swarm.dial(options) {
+            Ok(()) => {
+                peer.dialling.insert(connection);
+            }
+            Err(error) => peer.attempts.extend(explain(&error)),
+        }
+    }
+
+    fn on_dial_failed(&mut self, node: Key, connection: ConnectionId, error: &DialError) {
+        let Some(peer) = self.peers.get_mut(&node) else { return };
+        peer.dialling.remove(&connection);
+        peer.attempts.extend(explain(error));
+        self.end_dial(node, Instant::now());
+    }
+
+    /// If nothing more is under way to a node, the dial has failed: whoever waits is told.
+    fn end_dial(&mut self, node: Key, now: Instant) {
+        let Some(peer) = self.peers.get_mut(&node) else { return };
+        if peer.is_busy() {
+            return;
+        }
+        peer.backoff.fail(now, jitter());
+        for waiting in std::mem::take(&mut peer.waiting) {
+            let _ = waiting.reply.send(Err(CallError::Unreachable { attempts: peer.attempts.clone() }));
+        }
+        self.prune(&node);
+    }
+
+    /// Forgets a node with which nothing is going on, unless a fresh failure is to be remembered.
+    fn prune(&mut self, node: &Key) {
+        let idle = |peer: &Peer| !peer.is_busy() && peer.waiting.is_empty() && peer.attempts.is_empty();
+        if !self.facts.wanted.contains(node) && self.peers.get(node).is_some_and(idle) {
+            self.peers.remove(node);
+        }
+    }
+
+    /// Does what is due: dials, retirements, requests given up.
+    fn on_time(&mut self, now: Instant) {
+        let mut dial = Vec::new();
+        let mut forget = Vec::new();
+        for (node, peer) in &mut self.peers {
+            peer.waiting.retain(|w| !w.reply.is_closed() && w.deadline > now);
+            for connection in &mut peer.connections {
+                if connection.retire_at.is_some_and(|at| at <= now) {
+                    connection.retire_at = None;
+                    self.swarm.close_connection(connection.id);
+                }
+            }
+            if peer.is_busy() {
+                continue;
+            }
+            if self.facts.wanted.contains(node) || !peer.waiting.is_empty() {
+                if peer.backoff.retry_at <= now {
+                    dial.push(*node);
+                }
+            } else if peer.tried_at.is_none_or(|at| at + FRESH_FAILURE <= now) {
+                forget.push(*node);
+            }
+        }
+        for node in forget {
+            self.peers.remove(&node);
+        }
+        for node in dial {
+            self.dial(node, now);
+        }
+    }
+
+    /// When [`Self::on_time`] has something to do next.
+    fn next_wake(&self) -> Option<Instant> {
+        self.peers
+            .iter()
+            .flat_map(|(node, peer)| {
+                let retire = peer.connections.iter().filter_map(|c| c.retire_at).min();
+                let missed = self.facts.wanted.contains(node) || !peer.waiting.is_empty();
+                let next = match (peer.is_busy(), missed) {
+                    (true, _) => None,
+                    (false, true) => Some(peer.backoff.retry_at),
+                    (false, false) => peer.tried_at.map(|at| at + FRESH_FAILURE),
+                };
+                [retire, next, peer.waiting.iter().map(|w| w.deadline).min()]
+            })
+            .flatten()
+            .min()
+    }
+
+    fn publish(&mut self) {
+        let me = self.m.node;
+        let view = |(node, peer): (&Key, &Peer)| {
+            let best = peer.best(&me, node)?;
+            let hello = best.hello.as_ref()?;
+            Some(LinkView {
+                node: *node,
+                address: best.remote,
+                transport: best.transport,
+                dialled: best.dialled,
+                since: best.since,
+                rtt: best.rtt,
+                version: hello.version.clone(),
+            })
+        };
+        self.m.links.send_replace(self.peers.iter().filter_map(view).collect());
+    }
+
+    fn publish_addresses(&mut self) {
+        self.m.addresses.send_replace(self.listening.iter().copied().collect());
+    }
+
+    /// Closes every connection in good order.
+    async fn close_all(&mut self) {
+        let peers: Vec<_> = self.swarm.connected_peers().copied().collect();
+        for peer in peers {
+            let _ = self.swarm.disconnect_peer_id(peer);
+        }
+        let drained = async {
+            while self.swarm.connected_peers().next().is_some() {
+                self.swarm.select_next_some().await;
+            }
+        };
+        // A peer that does not take the close is left to its own time-out.
+        let _ = timeout(CLOSE, drained).await;
+        tokio::time::sleep(LINGER).await;
+    }
+}
+
+/// All addresses by both transports in one dial: libp2p starts QUIC first and TCP shortly after.
+pub(crate) fn dial_options(peer: libp2p::PeerId, addresses: &[SocketAddr]) -> DialOpts {
+    let both = |a: &SocketAddr| [key::multiaddr(*a, Transport::Quic), key::multiaddr(*a, Transport::Tcp)];
+    DialOpts::peer_id(peer)
+        .condition(PeerCondition::Always)
+        .addresses(addresses.iter().flat_map(both).collect())
+        .build()
+}
+
+/// Looks names up, each with a time limit. The host's resolver is read anew each time.
+pub(crate) async fn resolve(names: Vec<(String, u16)>, resolvers: &Semaphore) -> (Vec<SocketAddr>, Vec<Attempt>) {
+    let mut addresses = Vec::new();
+    let mut failed = Vec::new();
+    for (name, port) in names {
+        let _slot = resolvers.acquire().await.expect("the semaphore is never closed");
+        let why = match timeout(RESOLVE, tokio::net::lookup_host((name.as_str(), port))).await {
+            Ok(Ok(found)) => {
+                addresses.extend(found.filter(|a| crate::dial::is_dialable(*a)).take(8));
+                continue;
+            }
+            Ok(Err(error)) => format!("the name does not resolve: {error}"),
+            Err(_) => "the name did not resolve in time".to_owned(),
+        };
+        failed.push(Attempt { address: format!("{name}:{port}"), transport: None, why });
+    }
+    (addresses, failed)
+}
+
+/// What came of a dial, address by address.
+pub(crate) fn explain(error: &DialError) -> Vec<Attempt> {
+    let attempt = |address: &Multiaddr, why: String| match key::socket_address(address) {
+        Some((address, transport)) => Attempt { address: address.to_string(), transport: Some(transport), why },
+        None => Attempt { address: address.to_string(), transport: None, why },
+    };
+    match error {
+        DialError::Transport(errors) => errors
+            .iter()
+            .map(|(address, error)| match error {
+                TransportError::MultiaddrNotSupported(_) => attempt(address, "cannot be dialled from here".to_owned()),
+                TransportError::Other(error) => attempt(address, innermost(error)),
+            })
+            .collect(),
+        DialError::WrongPeerId { address, .. } => {
+            vec![attempt(address, "another node answers there".to_owned())]
+        }
+        DialError::LocalPeerId { address } => vec![attempt(address, "this node itself answers there".to_owned())],
+        DialError::Denied { .. }
+        | DialError::NoAddresses
+        | DialError::DialPeerConditionFalse(_)
+        | DialError::Aborted => Vec::new(),
+    }
+}
+
+/// The text at the bottom of a chain of errors: libp2p's layers each repeat the one below.
+pub(crate) fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut error = error;
+    while let Some(source) = error.source() {
+        error = source;
+    }
+    error.to_string()
+}
+
+/// A number that differs each time: spreading dials needs no better randomness than the hasher's seed.
+fn jitter() -> u16 {
+    let [low, high, ..] = RandomState::new().hash_one(Instant::now()).to_le_bytes();
+    u16::from_le_bytes([low, high])
+}
