@@ -153,7 +153,8 @@ pub struct Delegation {
     pub serial: u64,
     #[n(3)]
     pub not_before: UnixTime,
-    /// A year by default; the subject stops being believed for *new* records afterwards.
+    /// A year by default. Member records dated later are not believed. An admin's records carry no date, so an admin
+    /// past its end issues nothing more by our own tools; one whose key was lost must be closed.
     #[n(4)]
     pub not_after: UnixTime,
 }

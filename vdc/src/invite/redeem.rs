@@ -249,22 +249,18 @@ impl InviteState {
             let hint = "the token does not belong to this invite, or the link was tampered with; ask for a new one";
             return Err(Refusal::new(RefusalCode::BadProof, "the proof of the invite or of a new key is bad", hint));
         }
-        if self.redeemed.iter().any(|(node, _)| *node == request.node)
-            && let Some(known) = view.members.get(&request.node)
-        {
+        let again = self.redeemed.iter().any(|(node, _)| *node == request.node);
+        if again && let Some(known) = view.members.get(&request.node) {
             if known.standing == Standing::Revoked {
                 return Err(revoked());
             }
             if known.wg == request.wg {
                 return Ok(Redemption { state: self.clone(), records: Vec::new(), number_next: number });
             }
-            // The joiner lost its WireGuard key between two attempts.
-            check_clock(view, now)?;
-            let draft = issue::renewal(view, &own, &request.node, Some(request.wg), now).map_err(cannot_issue)?;
-            let records = vec![draft.sign(&self.vdc, registrar, number, &[])];
-            return Ok(Redemption { state: self.clone(), records, number_next: number.saturating_add(1) });
         }
-        self.check_open(now)?;
+        if !again {
+            self.check_open(now)?;
+        }
         check_clock(view, now)?;
         let admission = Admission {
             node: request.node,
@@ -277,10 +273,12 @@ impl InviteState {
         let draft = issue::member(view, &own, &admission).map_err(cannot_issue)?;
         let member = draft.sign(&self.vdc, registrar, number, &[]);
         let mut state = self.clone();
-        state.uses_left -= 1;
-        state.redeemed.push((request.node, member.hash()));
+        if !again {
+            state.uses_left -= 1;
+            state.redeemed.push((request.node, member.hash()));
+        }
         let mut records = vec![member];
-        if self.founder {
+        if self.founder && !again {
             let draft = issue::registrar(view, &own, request.node, self.site, now).map_err(cannot_issue)?;
             records.push(draft.sign(&self.vdc, registrar, number.saturating_add(1), &[]));
         }

@@ -114,7 +114,7 @@ fn pass_message(vdc: &VdcId, invite: &InviteId, registrar: &Key, expires: UnixTi
 pub struct Invite {
     pub vdc: VdcId,
     pub vdc_name: Name,
-    /// One to three; the first owns the invite, the others are further doors to it.
+    /// One to three; the first owns the invite and alone redeems it, the others may carry a joiner to it.
     pub registrars: Vec<InviteRegistrar>,
     pub id: InviteId,
     /// Seed of the key that the joiner signs with. Never sent.

@@ -66,6 +66,8 @@ pub enum IssueError {
     UnknownSite(String),
     #[error("there is no node {0} in the VDC; `meshctl node list` shows all")]
     UnknownNode(Key),
+    #[error("this node is a member in site {site}; run `meshctl leave` on it before it joins another site")]
+    MemberElsewhere { site: Name },
     #[error("node {0} was revoked; give it a new invite if it may come back")]
     Revoked(Name),
     #[error("there is a site {0} already; choose another name")]
@@ -254,7 +256,10 @@ pub fn member(view: &View, registrar: &Key, admission: &Admission) -> Result<Dra
         if known.standing == Standing::Revoked && ended_for_good(view, node) {
             return Err(IssueError::Revoked(known.name.clone()));
         }
-        if known.standing != Standing::Revoked && known.site == site.number {
+        if known.standing != Standing::Revoked {
+            if known.site != site.number {
+                return Err(IssueError::MemberElsewhere { site: known.site_name.clone() });
+            }
             return renewal(view, registrar, node, Some(*wg), *now);
         }
     }
@@ -485,7 +490,7 @@ fn admin_office(view: &View, key: &Key) -> Result<Office, IssueError> {
 
 /// The office in which a key may admit and renew in a site at this moment.
 fn registrar_office(view: &View, key: &Key, site: &SiteView, now: UnixTime) -> Result<Office, IssueError> {
-    let holder = if site.registrars.is_empty() { view.sites.get(&site.founder) } else { Some(site) };
+    let holder = if site.serving().is_empty() { view.sites.get(&site.founder) } else { Some(site) };
     let mine = holder.map_or(&[][..], |s| &s.registrars).iter().filter(|r| r.key == *key && !r.closed);
     let best = mine.max_by_key(|r| r.delegation.not_after);
     match best {
@@ -562,7 +567,7 @@ fn free_name(asked: &Name, taken: impl Fn(&Name) -> bool) -> Name {
         return asked.clone();
     }
     (2u32..)
-        .map(|n| super::view::suffixed(asked, &n.to_string()))
+        .map(|n| super::judge::suffixed(asked, &n.to_string()))
         .find(|name| !taken(name))
         .expect("finitely many nodes")
 }

@@ -25,6 +25,8 @@
 //! the top down and mutual tombstones cannot form a circle.
 
 mod authority;
+mod belief;
+mod judge;
 mod merge;
 mod view;
 
