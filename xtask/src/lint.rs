@@ -6,28 +6,28 @@ use anyhow::Result;
 
 use crate::stage::{self, Run, Stage};
 
-pub(crate) const FORMAT: Stage = Stage {
+pub(crate) const FORMAT: Stage<'static> = Stage {
     name: "fmt",
     about: "rustfmt changes nothing",
     minutes_max: 5,
-    run: |run| run.cargo(&["fmt", "--all", "--check"]),
+    run: &|run: &mut Run| run.cargo(&["fmt", "--all", "--check"]),
 };
 
-pub(crate) const TIDY: Stage = Stage {
+pub(crate) const TIDY: Stage<'static> = Stage {
     name: "tidy",
     about: "who may import whom, licences, unsafe code, sizes, links (tests/tidy)",
     minutes_max: 15,
-    run: |run| {
+    run: &|run: &mut Run| {
         crate::test::ensure_nextest(run)?;
         run.nextest("ci", &["--package", "tests", "--test", "tidy", "--ignore-default-filter"])
     },
 };
 
-pub(crate) const CLIPPY: Stage = Stage {
+pub(crate) const CLIPPY: Stage<'static> = Stage {
     name: "clippy",
     about: "no warning in any target of any crate",
     minutes_max: 25,
-    run: |run| run.cargo(&["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"]),
+    run: &|run: &mut Run| run.cargo(&["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"]),
 };
 
 pub(crate) fn run() -> Result<ExitCode> {

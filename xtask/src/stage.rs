@@ -10,12 +10,12 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 /// One step of a run.
-pub(crate) struct Stage {
+pub(crate) struct Stage<'a> {
     pub(crate) name: &'static str,
     pub(crate) about: &'static str,
     /// Longer than this and the stage's processes are ended. Sized for a cold build on two cores.
     pub(crate) minutes_max: u64,
-    pub(crate) run: fn(&mut Run) -> Result<()>,
+    pub(crate) run: &'a dyn Fn(&mut Run) -> Result<()>,
 }
 
 /// What nextest counted.
@@ -37,7 +37,7 @@ pub(crate) struct Run {
 ///
 /// # Errors
 /// If `only` names an unknown stage.
-pub(crate) fn run(stages: &[Stage], only: &[String]) -> Result<ExitCode> {
+pub(crate) fn run(stages: &[Stage<'_>], only: &[String]) -> Result<ExitCode> {
     if let Some(unknown) = only.iter().find(|name| !stages.iter().any(|s| s.name == **name)) {
         let known: Vec<_> = stages.iter().map(|s| s.name).collect();
         bail!("no stage is named {unknown:?}; there are: {}", known.join(", "));
@@ -74,7 +74,7 @@ pub(crate) fn run(stages: &[Stage], only: &[String]) -> Result<ExitCode> {
 }
 
 /// Prints the stages' names and what they do.
-pub(crate) fn list(stages: &[Stage]) {
+pub(crate) fn list(stages: &[Stage<'_>]) {
     for stage in stages {
         println!("{:<14} {} (at most {} min)", stage.name, stage.about, stage.minutes_max);
     }
@@ -88,6 +88,17 @@ impl Run {
         let root = Path::new(&manifest).parent().context("xtask is a folder of the workspace")?.to_owned();
         // A day: commands outside any stage (demo, bench) are bounded by what they start.
         Ok(Self { root, deadline: Instant::now() + Duration::from_secs(86_400), counts: Counts::default() })
+    }
+
+    pub(crate) fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// The compiler's name for this platform.
+    pub(crate) fn host_platform(&self) -> Result<String> {
+        let output = self.command("rustc", &["--print", "host-tuple"]).output().context("cannot start rustc")?;
+        let text = String::from_utf8(output.stdout).context("rustc prints UTF-8")?;
+        Ok(text.trim().to_owned())
     }
 
     /// Where cargo puts what it builds.

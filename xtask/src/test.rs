@@ -18,12 +18,12 @@ pub(crate) struct Options {
     list: bool,
 }
 
-const STAGES: &[Stage] = &[
+const STAGES: &[Stage<'static>] = &[
     Stage {
         name: "packages",
         about: "Debian packages of xtask/debian-packages.txt are installed",
         minutes_max: 10,
-        run: debian::ensure_packages,
+        run: &debian::ensure_packages,
     },
     lint::FORMAT,
     lint::TIDY,
@@ -32,7 +32,7 @@ const STAGES: &[Stage] = &[
         name: "unit",
         about: "unit and property tests, and the fuzz corpora through every decoder",
         minutes_max: 30,
-        run: |run| {
+        run: &|run: &mut Run| {
             ensure_nextest(run)?;
             run.nextest("ci", &["--workspace"])
         },
@@ -41,19 +41,19 @@ const STAGES: &[Stage] = &[
         name: "doc-tests",
         about: "the examples in the documentation run",
         minutes_max: 15,
-        run: |run| run.cargo(&["test", "--doc", "--workspace", "--locked", "--quiet"]),
+        run: &|run: &mut Run| run.cargo(&["test", "--doc", "--workspace", "--locked", "--quiet"]),
     },
     Stage {
         name: "e2e",
         about: "real processes in network-namespace labs, one test at a time",
         minutes_max: 30,
-        run: end_to_end,
+        run: &end_to_end,
     },
     Stage {
         name: "docs",
         about: "rustdoc without a warning",
         minutes_max: 15,
-        run: |run| {
+        run: &|run: &mut Run| {
             let mut command = run.command("cargo", &["doc", "--workspace", "--no-deps", "--locked", "--quiet"]);
             command.env("RUSTDOCFLAGS", "-D warnings");
             run.finish(command)

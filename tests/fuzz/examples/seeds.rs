@@ -1,0 +1,293 @@
+//! Writes the corpora's seeds: a valid input of each kind that a decoder knows, and damaged copies of the first one.
+//! Run it after a format changed; inputs that a search once found stay.
+
+use std::fs;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::Path;
+
+use minicbor::bytes::{ByteArray, ByteVec};
+use vdc::invite::{DoorRequest, DoorResponse, Hello, Invite, InviteRegistrar, Pass, Question, Redeem, Refusal, Renew};
+use vdc::record::{
+    Authority, Block, BlockMatch, Contact, ContactAddress, Delegation, Estate, Exposure, Genesis, Grant, Member,
+    Policy, PortRange, Protocol, Site, Tombstone,
+};
+use vdc::{
+    Body, Hash, InviteId, Ipv4Block, Key, Name, Office, Role, Signed, SigningKey, SiteNumber, UnixTime, VdcId, WgKey,
+    codec, peer, policy, sync,
+};
+
+const VDC: VdcId = VdcId([7; 32]);
+const NOW: UnixTime = UnixTime(1_790_000_000);
+
+fn main() -> std::io::Result<()> {
+    let owner = SigningKey::from_seed(&[1; 32]);
+    binary("record", &records(&owner))?;
+    binary("policy-document", &[("version-1", codec::encode(&policy::Document::default()))])?;
+    binary("door-request", &door_requests())?;
+    binary("door-response", &door_responses(&owner))?;
+    binary("peer-request", &peer_requests(&owner))?;
+    binary("peer-response", &peer_responses())?;
+    let messages = sync_messages(&owner);
+    let encoded: Vec<_> = messages.iter().map(|(name, message)| (*name, message.encode())).collect();
+    binary("sync-message", &encoded)?;
+    binary("invite", &[("one-registrar", token(&owner).into_bytes())])?;
+    text("name", &["paris", "a", "berlin-1"], &["", "Paris", "-a", "a.b"])?;
+    text(
+        "ipv4-block",
+        &["10.64.0.0/16", "0.0.0.0/0", "10.0.0.1/32"],
+        &["10.64.0.1/16", "10.0.0.0/33", "10/8", "::/0"],
+    )?;
+    text("key", &[&"5a".repeat(32)], &["5a", &"zz".repeat(32)])?;
+    text("port-spec", &["80", "443/tcp", "8000-8010/udp"], &["0", "80/sctp", "9-1", "+80"])?;
+    text("flow-spec", &["icmp", "53/udp"], &["ICMP", "1-2"])
+}
+
+fn dir(target: &str) -> std::io::Result<std::path::PathBuf> {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus").join(target);
+    fs::create_dir_all(&dir)?;
+    Ok(dir)
+}
+
+/// Writes the seeds and, of the first, one cut short, one with a bit flipped and one with a byte too many.
+fn binary(target: &str, seeds: &[(&str, Vec<u8>)]) -> std::io::Result<()> {
+    let dir = dir(target)?;
+    for (name, bytes) in seeds {
+        fs::write(dir.join(name), bytes)?;
+    }
+    if let Some((name, bytes)) = seeds.first() {
+        fs::write(dir.join(format!("{name}.cut")), &bytes[..bytes.len() / 2])?;
+        fs::write(dir.join(format!("{name}.long")), [bytes.as_slice(), b"\0"].concat())?;
+        let mut flipped = bytes.clone();
+        if let Some(first) = flipped.first_mut() {
+            *first ^= 0x20;
+        }
+        fs::write(dir.join(format!("{name}.flipped")), flipped)?;
+    }
+    Ok(())
+}
+
+fn text(target: &str, good: &[&str], bad: &[&str]) -> std::io::Result<()> {
+    let dir = dir(target)?;
+    for (kind, texts) in [("good", good), ("bad", bad)] {
+        for (number, text) in texts.iter().enumerate() {
+            fs::write(dir.join(format!("{kind}-{}", number + 1)), text)?;
+        }
+    }
+    Ok(())
+}
+
+fn name(text: &str) -> Name {
+    Name::new(text).expect("a literal name")
+}
+
+fn block(text: &str) -> Ipv4Block {
+    text.parse().expect("a literal block")
+}
+
+fn records(owner: &SigningKey) -> Vec<(&'static str, Vec<u8>)> {
+    let (node, wg) = (Key([2; 32]), WgKey([3; 32]));
+    let port = PortRange { protocol: Protocol::Tcp, first: 80, last: 80 };
+    let member = Member {
+        node,
+        wg,
+        site: SiteNumber(1),
+        name: name("paris1"),
+        serial: 1,
+        bump: 0,
+        ipv4: Some(block("10.64.0.16/28")),
+        not_before: NOW,
+        not_after: UnixTime(NOW.0 + 86_400),
+        ephemeral: false,
+    };
+    let signed = |number, body| Signed::sign(&VDC, owner, Office::owners(&VDC), number, body, &[]).encode();
+    let remaining = signed(1, Body::Member(member.clone()));
+    let bodies = [
+        (
+            "genesis",
+            Body::Genesis(Genesis {
+                name: name("acme"),
+                owners: vec![owner.public()],
+                threshold: 1,
+                created: NOW,
+                nonce: Hash([4; 32]),
+                ipv4: Some(block("10.64.0.0/12")),
+            }),
+        ),
+        (
+            "delegation",
+            Body::Delegation(Delegation {
+                subject: node,
+                authority: Authority::Registrar(SiteNumber(1)),
+                serial: 1,
+                not_before: NOW,
+                not_after: UnixTime(NOW.0 + 31_536_000),
+            }),
+        ),
+        (
+            "site",
+            Body::Site(Site {
+                number: SiteNumber(1),
+                name: name("paris"),
+                serial: 1,
+                ipv4: Some(block("10.64.0.0/20")),
+                founder: SiteNumber(1),
+                created: NOW,
+            }),
+        ),
+        ("member", Body::Member(member)),
+        (
+            "grant",
+            Body::Grant(Grant { subject: node, serial: 1, roles: vec![Role::Operator], labels: vec![name("web")] }),
+        ),
+        (
+            "contact",
+            Body::Contact(Contact {
+                node,
+                serial: 1,
+                addresses: vec![
+                    ContactAddress::Ip(IpAddr::V6(Ipv6Addr::LOCALHOST), 7946),
+                    ContactAddress::Dns("gate.example.org".to_owned(), 7946),
+                ],
+                door_port: Some(7947),
+            }),
+        ),
+        ("exposure", Body::Exposure(Exposure { node, serial: 1, ports: vec![port] })),
+        (
+            "tombstone",
+            Body::Tombstone(Tombstone {
+                subject: node,
+                floor: u64::MAX,
+                at: NOW,
+                reason: "stolen".to_owned(),
+                estate: Some(Estate { last: 1, records: vec![ByteVec::from(remaining)] }),
+            }),
+        ),
+        (
+            "block",
+            Body::Block(Block {
+                id: Hash([5; 32]),
+                serial: 1,
+                matches: BlockMatch { from: Some(node), to: None, ports: Some(port) },
+                lifted: false,
+                reason: "scans".to_owned(),
+            }),
+        ),
+        ("policy", Body::Policy(Policy { version: 1, previous: None, document: policy::Document::default() })),
+    ];
+    bodies.into_iter().map(|(kind, body)| (kind, signed(2, body))).collect()
+}
+
+fn door_requests() -> Vec<(&'static str, Vec<u8>)> {
+    let (node, wg, invite) = (Key([2; 32]), WgKey([3; 32]), InviteId([6; 16]));
+    let challenge = ByteArray::from([8; 32]);
+    let redeem = Redeem {
+        vdc: VDC,
+        invite,
+        node,
+        wg,
+        name: name("berlin1"),
+        challenge,
+        invite_signature: ByteArray::from([9; 64]),
+        node_signature: ByteArray::from([10; 64]),
+        wg_proof: ByteArray::from([11; 32]),
+    };
+    let renew = Renew {
+        vdc: VDC,
+        node,
+        wg,
+        challenge,
+        node_signature: ByteArray::from([10; 64]),
+        wg_proof: ByteArray::from([11; 32]),
+    };
+    vec![
+        ("hello", DoorRequest::Hello(Hello { vdc: VDC, invite: Some(invite) }).encode()),
+        ("hello-renew", DoorRequest::Hello(Hello { vdc: VDC, invite: None }).encode()),
+        ("redeem", DoorRequest::Redeem(redeem).encode()),
+        ("renew", DoorRequest::Renew(renew).encode()),
+    ]
+}
+
+fn door_responses(owner: &SigningKey) -> Vec<(&'static str, Vec<u8>)> {
+    let question = Question { nonce: ByteArray::from([8; 32]), dh: WgKey([12; 32]) };
+    let granted = records(owner).into_iter().take(3).map(|(_, bytes)| ByteVec::from(bytes)).collect();
+    let refusal =
+        Refusal { code: "invite-used".to_owned(), message: "used".to_owned(), hint: "ask for another".to_owned() };
+    vec![
+        ("challenge", DoorResponse::Challenge(question).encode()),
+        ("granted", DoorResponse::Granted(granted).encode()),
+        ("refused", DoorResponse::Refused(refusal).encode()),
+    ]
+}
+
+fn hello() -> peer::Hello {
+    peer::Hello {
+        version: "0.1.0".to_owned(),
+        boot_nonce: [13; 16],
+        time: NOW,
+        observed: Some(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1))),
+    }
+}
+
+fn endpoints() -> peer::Endpoints {
+    let candidates = ["192.0.2.1:51820", "[2001:db8::1]:51820"].map(|a| a.parse().expect("a literal address"));
+    peer::Endpoints { boot_nonce: [13; 16], candidates: candidates.to_vec() }
+}
+
+fn peer_requests(owner: &SigningKey) -> Vec<(&'static str, Vec<u8>)> {
+    let mut seeds = vec![
+        ("hello", peer::Request::Hello(hello()).encode()),
+        ("endpoints", peer::Request::Endpoints(endpoints()).encode()),
+    ];
+    let (_, message) = sync_messages(owner).swap_remove(0);
+    seeds.push(("sync", peer::Request::Sync(message).encode()));
+    seeds
+}
+
+fn peer_responses() -> Vec<(&'static str, Vec<u8>)> {
+    vec![
+        ("hello", peer::Response::Hello(hello()).encode()),
+        ("done", peer::Response::Done.encode()),
+        ("endpoints", peer::Response::Endpoints(endpoints()).encode()),
+        ("refused", peer::Response::Refused("not now".to_owned()).encode()),
+    ]
+}
+
+fn sync_messages(owner: &SigningKey) -> Vec<(&'static str, sync::Message)> {
+    let ids = || [Hash([1; 32]), Hash([2; 32])].into_iter().collect::<sync::Ids>();
+    let (count, fingerprint) = sync::Fingerprint::of([Hash([1; 32])].into_iter());
+    let root = sync::Range { prefix: sync::Prefix::ROOT, content: sync::Content::Digest(count, fingerprint) };
+    let child = sync::Prefix::ROOT.children().next().expect("the root can be split");
+    let listed = sync::Range { prefix: child, content: sync::Content::Ids(ids()) };
+    let packed = records(owner).into_iter().take(2).map(|(_, bytes)| sync::Packed::Bytes(ByteVec::from(bytes)));
+    vec![
+        ("digest", sync::Message::Ranges(vec![root])),
+        ("ids", sync::Message::Ranges(vec![listed])),
+        ("equal", sync::Message::Equal(fingerprint)),
+        ("have", sync::Message::Have(ids())),
+        ("fetch", sync::Message::Fetch(ids())),
+        ("records", sync::Message::Records(packed.collect())),
+    ]
+}
+
+fn token(owner: &SigningKey) -> String {
+    let id = InviteId([6; 16]);
+    let expires = UnixTime(NOW.0 + 3_600);
+    let invite = Invite {
+        vdc: VDC,
+        vdc_name: name("acme"),
+        registrars: vec![InviteRegistrar {
+            key: owner.public(),
+            addresses: vec![ContactAddress::Ip(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)), 7947)],
+        }],
+        id,
+        seed: [14; 32],
+        expires,
+        uses: 1,
+        site: SiteNumber(1),
+        site_name: name("berlin"),
+        founder: false,
+        ephemeral: false,
+        pass_signature: *Pass::sign(VDC, owner, id, expires).signature,
+    };
+    invite.token()
+}
