@@ -29,6 +29,8 @@ mod openapi;
 mod ping;
 mod policy;
 mod port;
+#[cfg(feature = "samples")]
+pub mod samples;
 mod site;
 mod status;
 mod time;

@@ -1,0 +1,30 @@
+//! The HTTP API server of a node: JSON over a unix socket, as `vdc-api` lists it.
+//!
+//! - [`Backend`] is what the daemon implements: one method per operation.
+//! - [`Listener::bind`] takes the socket, once per machine; [`serve`] answers on it until it is told to stop.
+//! - [`Access`] decides who may change something: uid 0 and the members of one group. Whoever can open the socket may
+//!   read.
+//!
+//! Not here: what any operation does, and TCP.
+//!
+//! Invariants:
+//! - A change runs to its end even if the client goes away; a read ends with its client.
+//! - Every failure is an `ErrorBody`, whoever noticed it, and carries the request's id, which stands in the log too.
+//! - Connections, requests, streams, bodies and times are bounded by [`Limits`]: at most 128 connections of 32 KiB
+//!   buffer, 64 requests of 64 KiB body, 32 streams of 256 queued events.
+//! - A panic in the backend fails its request and nothing else.
+#![forbid(unsafe_code)]
+
+mod backend;
+mod caller;
+mod listen;
+mod reply;
+mod request;
+mod route;
+mod routes;
+mod serve;
+
+pub use backend::{Backend, Call, Items};
+pub use caller::{Access, Caller};
+pub use listen::{ListenError, Listener, WebConfig};
+pub use serve::{Limits, serve};

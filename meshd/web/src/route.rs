@@ -1,0 +1,280 @@
+//! From an operation of `vdc_api::endpoint` and a closure to a route: reading, permission, limits, panics, answers.
+
+use std::future::Future;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use axum::body::Body;
+use axum::extract::rejection::RawPathParamsRejection;
+use axum::extract::{RawPathParams, State};
+use axum::http::{Request, Response};
+use axum::routing::{MethodFilter, on};
+use axum::{Extension, Router};
+use futures::{FutureExt, StreamExt};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{Instrument, debug, debug_span, info, warn};
+use vdc_api::{ApiError, Endpoint, ErrorCode, Method, endpoint};
+
+use crate::request::{parse_body, parse_query, read_body};
+use crate::{Access, Backend, Call, Caller, Items, Limits, reply};
+
+/// Events of a detached stream that wait for a slow client. A client that lets more pile up loses its stream, not its
+/// operation. An event is below 4 KiB: at most 1 MiB a stream.
+const DETACHED_EVENTS_MAX: usize = 256;
+
+/// What all routes share.
+pub(crate) struct Shared {
+    pub(crate) backend: Arc<dyn Backend>,
+    pub(crate) access: Access,
+    pub(crate) limits: Limits,
+    pub(crate) requests: Arc<Semaphore>,
+    pub(crate) streams: Arc<Semaphore>,
+    /// Work that outlives its client.
+    pub(crate) detached: TaskTracker,
+    pub(crate) stop: CancellationToken,
+}
+
+/// One request, as a route's closure sees it.
+pub(crate) struct Ctx {
+    pub(crate) backend: Arc<dyn Backend>,
+    pub(crate) call: Call,
+    parts: Vec<String>,
+}
+
+impl Ctx {
+    /// The first varying segment of the path.
+    pub(crate) fn vdc(&self) -> &str {
+        self.parts.first().expect("the path starts with a VDC")
+    }
+
+    /// The second varying segment: a node, an invite, a block.
+    pub(crate) fn id(&self) -> &str {
+        self.parts.get(1).expect("the path names something in the VDC")
+    }
+}
+
+/// What becomes of a stream whose client goes away.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum OnHangUp {
+    Drop,
+    RunToEnd,
+}
+
+/// The routes so far.
+pub(crate) struct Routes(pub(crate) Router<Arc<Shared>>);
+
+impl Routes {
+    /// An operation that answers with JSON.
+    pub(crate) fn json<Q, B, R, F, Fut>(self, endpoint: Endpoint<Q, B, R>, run: F) -> Self
+    where
+        Q: DeserializeOwned + Send + 'static,
+        B: DeserializeOwned + Send + 'static,
+        R: Serialize + Send + 'static,
+        F: Fn(Ctx, Q, B) -> Fut + Clone + Send + Sync + 'static,
+        Fut: Future<Output = Result<R, ApiError>> + Send + 'static,
+    {
+        self.route(endpoint, move |shared, ctx, query, body| {
+            let work = run(ctx, query, body);
+            async move { reply::json(&to_end(&shared, endpoint.method, work).await?) }
+        })
+    }
+
+    /// An operation that answers with text.
+    pub(crate) fn text<Q, B, F, Fut>(self, endpoint: Endpoint<Q, B, String>, media: &'static str, run: F) -> Self
+    where
+        Q: DeserializeOwned + Send + 'static,
+        B: DeserializeOwned + Send + 'static,
+        F: Fn(Ctx, Q, B) -> Fut + Clone + Send + Sync + 'static,
+        Fut: Future<Output = Result<String, ApiError>> + Send + 'static,
+    {
+        self.route(endpoint, move |shared, ctx, query, body| {
+            let work = run(ctx, query, body);
+            async move { Ok(reply::text(media, to_end(&shared, endpoint.method, work).await?)) }
+        })
+    }
+
+    /// An operation that answers with a stream of events.
+    pub(crate) fn stream<Q, B, R, F, Fut>(self, endpoint: Endpoint<Q, B, R>, hang_up: OnHangUp, run: F) -> Self
+    where
+        Q: DeserializeOwned + Send + 'static,
+        B: DeserializeOwned + Send + 'static,
+        R: Serialize + Send + 'static,
+        F: Fn(Ctx, Q, B) -> Fut + Clone + Send + Sync + 'static,
+        Fut: Future<Output = Result<Items<R>, ApiError>> + Send + 'static,
+    {
+        self.route(endpoint, move |shared, ctx, query, body| {
+            let request_id = ctx.call.request_id.clone();
+            let permit = Arc::clone(&shared.streams).try_acquire_owned();
+            let work = run(ctx, query, body);
+            async move {
+                let permit = permit.map_err(|_| busy("too many streams are open"))?;
+                let items = match hang_up {
+                    OnHangUp::Drop => to_end(&shared, endpoint.method, work).await?,
+                    OnHangUp::RunToEnd => detach(&shared, work).await?,
+                };
+                Ok(reply::events(items, request_id, shared.stop.clone(), permit))
+            }
+        })
+    }
+
+    fn route<Q, B, R, F, Fut>(self, endpoint: Endpoint<Q, B, R>, answer: F) -> Self
+    where
+        Q: DeserializeOwned + Send + 'static,
+        B: DeserializeOwned + Send + 'static,
+        R: 'static,
+        F: Fn(Arc<Shared>, Ctx, Q, B) -> Fut + Clone + Send + Sync + 'static,
+        Fut: Future<Output = Result<Response<Body>, ApiError>> + Send + 'static,
+    {
+        let operation = endpoint::ALL
+            .iter()
+            .find(|operation| (operation.method, operation.path) == (endpoint.method, endpoint.path))
+            .expect("every endpoint is in the list");
+        let handler = move |State(shared): State<Arc<Shared>>,
+                            Extension(call): Extension<Call>,
+                            parts: Result<RawPathParams, RawPathParamsRejection>,
+                            request: Request<Body>| {
+            let answer = answer.clone();
+            async move {
+                let started = Instant::now();
+                let span =
+                    debug_span!("api", operation = operation.id, request = call.request_id, uid = call.caller.uid);
+                let answered = async {
+                    admit(&shared, endpoint.method, &call.caller).await?;
+                    let parts =
+                        parts.map_err(|_| ApiError::new(ErrorCode::BadRequest, "the path is not UTF-8 text"))?;
+                    let parts = parts.iter().map(|(_, part)| part.to_owned()).collect();
+                    let ctx = Ctx { backend: Arc::clone(&shared.backend), call: call.clone(), parts };
+                    let (query, body) = read(&shared, request).await?;
+                    answer(Arc::clone(&shared), ctx, query, body).await
+                };
+                let answered = AssertUnwindSafe(with_permit(&shared, answered)).catch_unwind().instrument(span).await;
+                let answered = answered.unwrap_or_else(|_| Err(reply::panicked()));
+                log(operation.id, endpoint.method, &call, started.elapsed(), answered.as_ref().err());
+                answered.unwrap_or_else(|error| reply::error(error, &call.request_id))
+            }
+        };
+        Self(self.0.route(endpoint.path, on(filter(endpoint.method), handler)))
+    }
+}
+
+fn filter(method: Method) -> MethodFilter {
+    match method {
+        Method::Get => MethodFilter::GET,
+        Method::Post => MethodFilter::POST,
+        Method::Put => MethodFilter::PUT,
+        Method::Patch => MethodFilter::PATCH,
+        Method::Delete => MethodFilter::DELETE,
+    }
+}
+
+fn busy(message: &str) -> ApiError {
+    ApiError::new(ErrorCode::Busy, message).hint("try again in a moment")
+}
+
+/// Counts the request while it is being answered.
+async fn with_permit<T>(shared: &Shared, work: impl Future<Output = Result<T, ApiError>>) -> Result<T, ApiError> {
+    let _permit = shared.requests.try_acquire().map_err(|_| busy("too many requests at once"))?;
+    work.await
+}
+
+/// Judges whether the caller may do what the method means.
+async fn admit(shared: &Arc<Shared>, method: Method, caller: &Caller) -> Result<(), ApiError> {
+    if !method.changes() {
+        return Ok(());
+    }
+    let (judge, caller) = (Arc::clone(shared), *caller);
+    // Reads two small files, hence not on a thread that others wait for.
+    let allowed = tokio::task::spawn_blocking(move || judge.access.may_change(&caller)).await.unwrap_or(false);
+    if allowed {
+        return Ok(());
+    }
+    let group = &shared.access.group;
+    let error = ApiError::new(ErrorCode::PermissionDenied, format!("user {} may not change anything here", caller.uid));
+    Err(error.hint(format!("use sudo, or add the user to group {group}: `sudo usermod -aG {group} USER`")))
+}
+
+async fn read<Q: DeserializeOwned, B: DeserializeOwned>(
+    shared: &Shared,
+    request: Request<Body>,
+) -> Result<(Q, B), ApiError> {
+    let (head, body) = request.into_parts();
+    // The body first: what is left unread on a unix socket would cost the client the answer.
+    let body = read_body(&head.headers, body, shared.limits.body_time).await?;
+    Ok((parse_query(&head.uri)?, parse_body(&body)?))
+}
+
+/// Waits for the work. A change goes on if its client goes away or the time is up, a read does not.
+async fn to_end<T: Send + 'static>(
+    shared: &Shared,
+    method: Method,
+    work: impl Future<Output = Result<T, ApiError>> + Send + 'static,
+) -> Result<T, ApiError> {
+    let time = shared.limits.request_time;
+    if !method.changes() {
+        return tokio::time::timeout(time, work).await.map_err(|_| late(shared, method))?;
+    }
+    let task = shared.detached.spawn(work.in_current_span());
+    let joined = tokio::time::timeout(time, task).await.map_err(|_| late(shared, method))?;
+    joined.unwrap_or_else(|_| Err(reply::panicked()))
+}
+
+fn late(shared: &Shared, method: Method) -> ApiError {
+    let message = format!("no answer within {} s", shared.limits.request_time.as_secs());
+    let error = ApiError::new(ErrorCode::Timeout, message);
+    if method.changes() { error.hint("the change may still come about; look at `meshctl status`") } else { error }
+}
+
+/// Starts work whose stream is drained to its end, whether or not anybody listens.
+async fn detach<T: Send + 'static>(
+    shared: &Shared,
+    work: impl Future<Output = Result<Items<T>, ApiError>> + Send + 'static,
+) -> Result<Items<T>, ApiError> {
+    let (started, start) = oneshot::channel();
+    let (sender, receiver) = mpsc::channel(DETACHED_EVENTS_MAX);
+    let drain = async move {
+        let items = match AssertUnwindSafe(work).catch_unwind().await {
+            Ok(Ok(items)) => items,
+            Ok(Err(error)) => return drop(started.send(Err(error))),
+            Err(_) => return drop(started.send(Err(reply::panicked()))),
+        };
+        // Without a client there is nobody to tell.
+        drop(started.send(Ok(())));
+        let mut items = AssertUnwindSafe(items).catch_unwind();
+        let mut sender = Some(sender);
+        while let Some(item) = items.next().await {
+            let item = item.unwrap_or_else(|_| Err(reply::panicked()));
+            if sender.as_ref().is_some_and(|sender| sender.try_send(item).is_err()) {
+                debug!("the client of a detached stream is gone or too slow; the work goes on");
+                sender = None;
+            }
+        }
+    };
+    drop(shared.detached.spawn(drain.in_current_span()));
+    let started =
+        tokio::time::timeout(shared.limits.request_time, start).await.map_err(|_| late(shared, Method::Post))?;
+    started.unwrap_or_else(|_| Err(reply::panicked()))?;
+    Ok(ReceiverStream::new(receiver).boxed())
+}
+
+fn log(operation: &str, method: Method, call: &Call, elapsed: Duration, error: Option<&ApiError>) {
+    let elapsed_ms = u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX);
+    let Call { caller: Caller { uid, .. }, request_id: request } = call;
+    match error {
+        None if method.changes() => info!(operation, request, uid, elapsed_ms, "change made"),
+        None => debug!(operation, request, uid, elapsed_ms, "read answered"),
+        Some(error) if error.code.status() >= 500 => {
+            warn!(operation, request, uid, elapsed_ms, code = error.code.as_str(), "request failed");
+            debug!(request, message = error.message, causes = ?error.causes, "request failed because");
+        }
+        Some(error) => {
+            info!(operation, request, uid, elapsed_ms, code = error.code.as_str(), "request refused");
+            debug!(request, message = error.message, causes = ?error.causes, "request refused because");
+        }
+    }
+}

@@ -1,0 +1,554 @@
+//! One value of every response, as a three-site VDC would give it: for the tests of servers and clients.
+
+use crate::{
+    Addresses, BlockList, BlockView, CandidateView, Connected, ControlLinkView, DataPathView, DnsState, DnsView,
+    EventList, EventView, ExplainStep, Explanation, ExposureList, ExposureView, Health, HealthState, InviteCreated,
+    InviteList, InviteState, InviteView, JoinEvent, Joined, Left, LinkState, LinkView, ListenView, MembershipView,
+    NodeList, NodeRevoked, NodeView, PartyView, PathKind, PathView, PeerList, PeerView, PingEvent, Problem,
+    ProblemCode, ProblemSeverity, Reachability, ReachabilityVerdict, RecordView, RecoveryKey, RedemptionView, Renewed,
+    RosterView, Severity, SiteAdded, SiteList, SiteView, Standing, Status, StepState, StepVerdict, StepView,
+    VdcCreated, VdcList, VdcStatus, VdcView, Version,
+};
+
+#[must_use]
+pub fn version() -> Version {
+    Version { daemon: "0.1.0".into(), commit: Some("93e21a4f760b".into()), api: "v1".into() }
+}
+
+#[must_use]
+pub fn problem() -> Problem {
+    Problem {
+        code: ProblemCode::NotReachableFromOutside,
+        severity: ProblemSeverity::Warning,
+        message: "nobody outside this site can open a connection to this node".into(),
+        hint: Some("forward UDP port 7300 to this node at one site, or give it a public IPv6 address".into()),
+        vdc: Some("acme".into()),
+        since: Some("2026-03-01T11:40:00Z".into()),
+    }
+}
+
+/// The worse kind.
+#[must_use]
+pub fn degraded() -> Problem {
+    Problem {
+        code: ProblemCode::ClockSkew,
+        severity: ProblemSeverity::Degraded,
+        message: "this node's clock is 412 s behind its peers".into(),
+        hint: Some("set the clock, for example with `timedatectl set-ntp true`".into()),
+        vdc: None,
+        since: None,
+    }
+}
+
+#[must_use]
+pub fn health() -> Health {
+    Health { state: HealthState::Degraded, uptime_s: 7_500, problems: vec![degraded(), problem()] }
+}
+
+#[must_use]
+pub fn vdc() -> VdcView {
+    VdcView {
+        name: "acme".into(),
+        genesis_name: "acme".into(),
+        id: "5a3c719e02".to_owned() + &"ab".repeat(27),
+        in_use: true,
+        node: "paris1".into(),
+        site: "paris".into(),
+        nodes: 3,
+        sites: 3,
+        domain: "acme.internal".into(),
+        ipv6: "fd5a:3c71:9e02::/48".into(),
+        ipv4: Some("10.64.0.0/12".into()),
+        created_at: "2026-03-01T09:00:00Z".into(),
+    }
+}
+
+#[must_use]
+pub fn vdc_list() -> VdcList {
+    let other = VdcView {
+        name: "lab".into(),
+        genesis_name: "test".into(),
+        id: "77".repeat(32),
+        in_use: false,
+        ipv4: None,
+        nodes: 1,
+        sites: 1,
+        domain: "lab.internal".into(),
+        ipv6: "fd77:7777:7777::/48".into(),
+        ..vdc()
+    };
+    VdcList { vdcs: vec![vdc(), other] }
+}
+
+fn addresses(site: u8, node: u8) -> Addresses {
+    let prefix = format!("fd5a:3c71:9e02:{site}:a1b2:c3d{node}");
+    Addresses {
+        ipv6: format!("{prefix}:0:1"),
+        ipv4: Some(format!("10.64.{}.17", u16::from(site) * 16)),
+        infra: format!("{prefix}::"),
+        prefix: format!("{prefix}::/96"),
+    }
+}
+
+#[must_use]
+pub fn record(kind: &str, number: u64) -> RecordView {
+    RecordView { kind: kind.into(), hash: format!("{number:02x}").repeat(8), issuer: "paris1.paris".into(), number }
+}
+
+#[must_use]
+pub fn vdc_created() -> VdcCreated {
+    VdcCreated {
+        vdc: VdcView { nodes: 1, sites: 1, ..vdc() },
+        node: "paris1".into(),
+        site: "paris".into(),
+        fqdn: "paris1.paris.acme.internal".into(),
+        addresses: addresses(1, 1),
+        recovery_key: RecoveryKey {
+            secret: "meshd-recovery-1 abcd-efgh-ijkl-mnop".into(),
+            public_key: "0c".repeat(32),
+            threshold: 1,
+            owners: 2,
+            instructions:
+                "Write this key down or print it, and keep it in a safe. It can replace this node as the owner of \
+                           the VDC. It is shown once and stored nowhere."
+                    .into(),
+        },
+    }
+}
+
+/// An active, direct link.
+#[must_use]
+pub fn link() -> LinkView {
+    LinkView {
+        state: LinkState::Active,
+        path: Some(PathView { kind: PathKind::Direct, endpoint: "203.0.113.7:7301".into(), relay: None }),
+        rtt_ms: Some(21.37),
+        handshake_age_ms: Some(41_000),
+        received_age_ms: Some(800),
+        bytes_sent: 3_200_000,
+        bytes_received: 512,
+        control: Some(ControlLinkView {
+            address: "203.0.113.7:7300".into(),
+            transport: "quic".into(),
+            age_s: 3_700,
+            version: Some("0.1.0".into()),
+            clock_offset_ms: Some(-12),
+        }),
+        reason: None,
+    }
+}
+
+fn membership(ephemeral: bool) -> MembershipView {
+    MembershipView {
+        serial: 4,
+        not_before: "2026-03-01T09:00:00Z".into(),
+        not_after: "2026-03-02T09:00:00Z".into(),
+        renewal_due_s: 75_600,
+        reachable_until: "2026-03-16T09:00:00Z".into(),
+        ephemeral,
+        record: record("member", 7),
+        grant: None,
+        tombstone: None,
+        ended_because: None,
+    }
+}
+
+/// This node.
+#[must_use]
+pub fn node_paris() -> NodeView {
+    NodeView {
+        name: "paris1".into(),
+        site: "paris".into(),
+        fqdn: "paris1.paris.acme.internal".into(),
+        key: "1c".repeat(32),
+        local: true,
+        standing: Standing::Current,
+        roles: vec!["host".into(), "operator".into(), "registrar".into(), "admin".into(), "owner".into()],
+        labels: vec![],
+        addresses: addresses(1, 1),
+        exposed: vec![],
+        membership: membership(false),
+        contacts: vec!["198.51.100.4:7300".into()],
+        link: None,
+    }
+}
+
+/// A node that is reached directly.
+#[must_use]
+pub fn node_berlin() -> NodeView {
+    NodeView {
+        name: "berlin1".into(),
+        site: "berlin".into(),
+        fqdn: "berlin1.berlin.acme.internal".into(),
+        key: "b2".repeat(32),
+        local: false,
+        roles: vec!["host".into()],
+        labels: vec!["web".into()],
+        addresses: addresses(2, 2),
+        exposed: vec!["80/tcp".into(), "8000-8010/udp".into()],
+        contacts: vec!["203.0.113.7:7300".into(), "berlin.example.org:7300".into()],
+        link: Some(link()),
+        ..node_paris()
+    }
+}
+
+/// A node past its deadline that is not reached.
+#[must_use]
+pub fn node_lisbon() -> NodeView {
+    let link = LinkView {
+        state: LinkState::Unreachable,
+        path: None,
+        rtt_ms: None,
+        handshake_age_ms: None,
+        received_age_ms: None,
+        bytes_sent: 0,
+        bytes_received: 0,
+        control: None,
+        reason: Some("no answer from 2 addresses".into()),
+    };
+    NodeView {
+        name: "lisbon1".into(),
+        site: "lisbon".into(),
+        fqdn: "lisbon1.lisbon.acme.internal".into(),
+        key: "d3".repeat(32),
+        standing: Standing::Grace,
+        labels: vec![],
+        addresses: addresses(3, 3),
+        exposed: vec![],
+        membership: MembershipView { renewal_due_s: -7_200, ..membership(true) },
+        link: Some(link),
+        ..node_berlin()
+    }
+}
+
+#[must_use]
+pub fn node_list() -> NodeList {
+    NodeList { vdc: "acme".into(), nodes: vec![node_berlin(), node_lisbon(), node_paris()] }
+}
+
+#[must_use]
+pub fn node_revoked() -> NodeRevoked {
+    NodeRevoked {
+        node: "lisbon1".into(),
+        site: "lisbon".into(),
+        key: "d3".repeat(32),
+        record: record("tombstone", 12),
+        confirmed: 1,
+        members: 2,
+        unconfirmed: vec!["berlin2".into()],
+        notes: vec!["2 open invites of lisbon1 ended with it".into()],
+    }
+}
+
+#[must_use]
+pub fn peer_list() -> PeerList {
+    let candidates = vec![
+        CandidateView {
+            endpoint: "203.0.113.7:7301".into(),
+            kind: PathKind::Direct,
+            rtt_ms: Some(21.37),
+            in_use: true,
+            source: "asked".into(),
+        },
+        CandidateView {
+            endpoint: "[2001:db8::7]:7301".into(),
+            kind: PathKind::Direct,
+            rtt_ms: None,
+            in_use: false,
+            source: "last-seen".into(),
+        },
+    ];
+    let peer = |node: NodeView, candidates| PeerView {
+        node: node.name,
+        site: node.site,
+        key: node.key,
+        standing: node.standing,
+        link: node.link.expect("a sample of another node"),
+        candidates,
+    };
+    PeerList { vdc: "acme".into(), peers: vec![peer(node_berlin(), candidates), peer(node_lisbon(), vec![])] }
+}
+
+#[must_use]
+pub fn connected() -> Connected {
+    Connected {
+        node: "berlin1".into(),
+        site: "berlin".into(),
+        key: "b2".repeat(32),
+        address: "203.0.113.7:7300".into(),
+        transport: "quic".into(),
+        elapsed_ms: 64,
+    }
+}
+
+#[must_use]
+pub fn site_list() -> SiteList {
+    let site = |name: &str, number: u16, registrars: &[&str], reached| SiteView {
+        name: name.into(),
+        number,
+        ipv6: format!("fd5a:3c71:9e02:{number}::/64"),
+        ipv4: Some(format!("10.64.{}.0/20", number * 16)),
+        founder: "paris".into(),
+        registrars: registrars.iter().map(|&name| name.to_owned()).collect(),
+        nodes: 1,
+        nodes_reached: reached,
+        created_at: "2026-03-01T09:00:00Z".into(),
+    };
+    let sites = vec![site("berlin", 2, &[], 1), site("lisbon", 3, &["lisbon1"], 0), site("paris", 1, &["paris1"], 1)];
+    SiteList { vdc: "acme".into(), sites }
+}
+
+#[must_use]
+pub fn status() -> Status {
+    let vdc_status = VdcStatus {
+        vdc: vdc(),
+        node: node_paris(),
+        roster: RosterView {
+            records: 17,
+            size_bytes: 9_412,
+            age_s: Some(12),
+            compared_with: Some("berlin1".into()),
+            conflicts: vec!["two nodes of berlin are named berlin2".into()],
+            policy_version: 1,
+        },
+        nodes: node_list().nodes,
+        sites: site_list().sites,
+        listen: ListenView {
+            data_port: 7_301,
+            control_port: 7_300,
+            door_port: Some(7_302),
+            observed: vec!["198.51.100.4:7301".into()],
+        },
+        data_path: DataPathView {
+            namespace: "meshd-acme".into(),
+            device: "mesh0".into(),
+            mtu_bytes: 1_280,
+            udp_gso: true,
+            udp_gro: true,
+            tun_offload: false,
+            packets_dropped: 3,
+        },
+        dns: DnsView {
+            state: DnsState::Resolved,
+            domain: "acme.internal".into(),
+            server: Some("fd5a:3c71:9e02:1:a1b2:c3d1:0:1".into()),
+            detail: None,
+        },
+        problems: vec![problem()],
+    };
+    Status {
+        version: version(),
+        uptime_s: 7_500,
+        now: "2026-03-01T12:00:00Z".into(),
+        vdcs: vec![vdc_status],
+        problems: vec![degraded()],
+    }
+}
+
+#[must_use]
+pub fn invite() -> InviteView {
+    InviteView {
+        id: "3f".repeat(16),
+        site: "berlin".into(),
+        state: InviteState::Open,
+        created_at: "2026-03-01T12:00:00Z".into(),
+        expires_at: "2026-03-01T13:00:00Z".into(),
+        expires_in_s: 3_540,
+        uses: 1,
+        uses_left: 1,
+        ephemeral: false,
+        founder: false,
+        registrar: "paris1".into(),
+        redeemed: vec![],
+    }
+}
+
+#[must_use]
+pub fn invite_created() -> InviteCreated {
+    InviteCreated {
+        token: "vdc1.b2hhaS10aGlzLWlzLWEtc2FtcGxl".into(),
+        invite: invite(),
+        reachability: Reachability {
+            verdict: ReachabilityVerdict::LocalOnly,
+            message: "only boxes on the same network can reach a registrar".into(),
+            hint: Some("forward UDP and TCP port 7302 to this node".into()),
+            addresses: vec!["192.168.7.2:7302".into()],
+        },
+        site_created: true,
+    }
+}
+
+#[must_use]
+pub fn invite_list() -> InviteList {
+    let used = InviteView {
+        id: "0a".repeat(16),
+        state: InviteState::Used,
+        expires_in_s: 0,
+        uses_left: 0,
+        redeemed: vec![RedemptionView {
+            node: "berlin1".into(),
+            key: "b2".repeat(32),
+            at: Some("2026-03-01T12:05:00Z".into()),
+            address: Some("203.0.113.7".into()),
+        }],
+        ..invite()
+    };
+    InviteList { vdc: "acme".into(), invites: vec![invite(), used] }
+}
+
+#[must_use]
+pub fn site_added() -> SiteAdded {
+    let invite = InviteView { founder: true, site: "lisbon".into(), ..invite() };
+    let mut site = site_list().sites.swap_remove(1);
+    site.registrars.clear();
+    SiteAdded { site, invite: InviteCreated { invite, ..invite_created() }, existed: false }
+}
+
+#[must_use]
+pub fn joined() -> Joined {
+    Joined {
+        vdc: VdcView { node: "berlin1".into(), site: "berlin".into(), ..vdc() },
+        node: "berlin1".into(),
+        site: "berlin".into(),
+        fqdn: "berlin1.berlin.acme.internal".into(),
+        addresses: addresses(2, 2),
+        registrar: "paris1".into(),
+        already_member: false,
+        elapsed_ms: 640,
+        problems: vec![],
+    }
+}
+
+/// A join from its first to its last event.
+#[must_use]
+pub fn join_events() -> Vec<JoinEvent> {
+    let step = |id: &str, title: &str, state, detail: Option<&str>, elapsed_ms| {
+        let detail = detail.map(str::to_owned);
+        JoinEvent::Step(StepView { id: id.into(), title: title.into(), state, detail, elapsed_ms })
+    };
+    vec![
+        step("dial", "reach a registrar", StepState::Started, None, 0),
+        step("dial", "reach a registrar", StepState::Done, Some("paris1 at 198.51.100.4:7302"), 84),
+        step("redeem", "redeem the invite", StepState::Started, None, 0),
+        step("redeem", "redeem the invite", StepState::Done, None, 121),
+        JoinEvent::Joined(Box::new(joined())),
+    ]
+}
+
+#[must_use]
+pub fn left() -> Left {
+    Left { vdc: "acme".into(), node: "berlin1".into(), confirmed: 2, notes: vec![] }
+}
+
+#[must_use]
+pub fn renewed() -> Renewed {
+    Renewed { node: "berlin1".into(), serial: 5, not_after: "2026-03-02T12:00:00Z".into(), registrar: "paris1".into() }
+}
+
+#[must_use]
+pub fn exposure_list() -> ExposureList {
+    let of = |node: NodeView| ExposureView {
+        record: (!node.exposed.is_empty()).then(|| record("exposure", 9)),
+        node: node.name,
+        site: node.site,
+        fqdn: node.fqdn,
+        local: node.local,
+        ports: node.exposed,
+    };
+    ExposureList { vdc: "acme".into(), exposures: vec![of(node_paris()), of(node_berlin())] }
+}
+
+#[must_use]
+pub fn block() -> BlockView {
+    BlockView {
+        id: "e7".repeat(32),
+        from: Some("lisbon1.lisbon".into()),
+        to: None,
+        port: Some("445/tcp".into()),
+        reason: "worm".into(),
+        lifted: false,
+        record: record("block", 13),
+    }
+}
+
+#[must_use]
+pub fn block_list() -> BlockList {
+    BlockList { vdc: "acme".into(), blocks: vec![block()] }
+}
+
+#[must_use]
+pub fn explanation() -> Explanation {
+    let party = |asked: &str, node: NodeView| PartyView {
+        asked: asked.into(),
+        node: Some(node.name),
+        site: Some(node.site),
+        address: Some(node.addresses.ipv6),
+        roles: node.roles,
+        labels: node.labels,
+    };
+    Explanation {
+        vdc: "acme".into(),
+        allowed: true,
+        source: party("lisbon1", node_lisbon()),
+        destination: party("berlin1", node_berlin()),
+        flow: "80/tcp".into(),
+        decided_by: Some(record("policy", 3)),
+        reason: "rule members of policy version 1 allows declared ports, and berlin1 declared 80/tcp".into(),
+        steps: vec![
+            ExplainStep {
+                title: "block records".into(),
+                verdict: StepVerdict::Continue,
+                detail: "1 active, none matches".into(),
+                record: None,
+            },
+            ExplainStep {
+                title: "rule members".into(),
+                verdict: StepVerdict::Allow,
+                detail: "declared ports; 80/tcp is declared".into(),
+                record: Some(record("exposure", 9)),
+            },
+        ],
+        hint: None,
+    }
+}
+
+/// Three requests, the second one lost.
+#[must_use]
+pub fn ping_events() -> Vec<PingEvent> {
+    let reply = |seq, rtt_ms| PingEvent::Reply { seq, rtt_ms, size_bytes: 56, path: link().path };
+    vec![
+        PingEvent::Started {
+            node: "berlin1".into(),
+            site: "berlin".into(),
+            address: "fd5a:3c71:9e02:2:a1b2:c3d2:0:1".into(),
+            size_bytes: 56,
+        },
+        reply(1, 21.4),
+        PingEvent::Lost { seq: 2, reason: "no reply within 1000 ms".into() },
+        reply(3, 20.6),
+    ]
+}
+
+#[must_use]
+pub fn event_list() -> EventList {
+    let event = |seq, kind: &str, severity, node: &str, message: &str| EventView {
+        seq,
+        at: format!("2026-03-01T12:00:{seq:02}Z"),
+        vdc: Some("acme".into()),
+        severity,
+        kind: kind.into(),
+        node: Some(node.into()),
+        message: message.into(),
+    };
+    EventList {
+        events: vec![
+            event(1, "node-joined", Severity::Info, "berlin1", "berlin1 joined site berlin by invite 3f3f3f3f"),
+            event(2, "node-revoked", Severity::Warning, "lisbon1", "lisbon1 was revoked: stolen"),
+        ],
+    }
+}
+
+#[must_use]
+pub fn metrics() -> String {
+    "# HELP meshd_up Whether the daemon runs.\n# TYPE meshd_up gauge\nmeshd_up 1\n# EOF\n".into()
+}
