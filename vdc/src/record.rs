@@ -574,12 +574,22 @@ impl Signed {
         if self.number == 0 {
             return invalid("numbers start at 1");
         }
-        let mut keys: Vec<Key> = self.cosignatures.iter().map(|(key, _)| *key).collect();
+        let keys: Vec<Key> = self.cosignatures.iter().map(|(key, _)| *key).collect();
         if keys.len() > 16 || !keys.is_sorted_by(|a, b| a < b) || keys.contains(&self.issuer) {
             return invalid("cosigners must be at most 16, ascending, and not the issuer");
         }
-        keys.clear();
-        match &self.body {
+        self.body.check().or_else(invalid)
+    }
+}
+
+impl Body {
+    /// Limits and orderings that decoding alone does not enforce.
+    ///
+    /// # Errors
+    /// Which one is broken.
+    pub(crate) fn check(&self) -> Result<(), &'static str> {
+        let invalid = Err;
+        match self {
             Body::Genesis(g) => {
                 if g.owners.is_empty() || g.owners.len() > 16 || !g.owners.is_sorted_by(|a, b| a < b) {
                     return invalid("owners must be 1 to 16, ascending");

@@ -37,6 +37,13 @@ pub struct Draft {
 }
 
 impl Draft {
+    /// # Errors
+    /// [`IssueError::TooLong`] if nobody could read the record.
+    fn checked(under: Office, body: Body) -> Result<Self, IssueError> {
+        body.check().map_err(IssueError::TooLong)?;
+        Ok(Self { under, body })
+    }
+
     /// Signs the draft as the issuer's record `number`; further owners cosign what stands on [`Office::root`].
     #[must_use]
     pub fn sign(self, vdc: &VdcId, key: &SigningKey, number: u64, cosigners: &[&SigningKey]) -> Signed {
@@ -87,6 +94,8 @@ pub enum IssueError {
         "the issuer {0} signed more than 4,096 records that would remain; renew its members by another registrar first"
     )]
     EstateTooLarge(Key),
+    #[error("that is more than one record may say: {0}")]
+    TooLong(&'static str),
     #[error("no block record {0} is active; `meshctl blocks` shows all")]
     UnknownBlock(Hash),
 }
@@ -347,7 +356,7 @@ pub fn grant(
     labels.sort_unstable();
     labels.dedup();
     let serial = serial(view, SERIAL_GRANT, &subject.0)?;
-    Ok(Draft { under, body: Body::Grant(Grant { subject: *subject, serial, roles, labels }) })
+    Draft::checked(under, Body::Grant(Grant { subject: *subject, serial, roles, labels }))
 }
 
 /// Says where the node itself can be dialled.
@@ -362,7 +371,7 @@ pub fn contact(
 ) -> Result<Draft, IssueError> {
     let under = own_office(view, node)?;
     let serial = serial(view, SERIAL_CONTACT, &node.0)?;
-    Ok(Draft { under, body: Body::Contact(Contact { node: *node, serial, addresses, door_port }) })
+    Draft::checked(under, Body::Contact(Contact { node: *node, serial, addresses, door_port }))
 }
 
 /// Says at which ports the node itself may be reached. Overlapping and adjacent ranges are joined.
@@ -373,7 +382,7 @@ pub fn exposure(view: &View, node: &Key, ports: Vec<PortRange>) -> Result<Draft,
     let under = own_office(view, node)?;
     let serial = serial(view, SERIAL_EXPOSURE, &node.0)?;
     let ports = joined_ranges(ports);
-    Ok(Draft { under, body: Body::Exposure(Exposure { node: *node, serial, ports }) })
+    Draft::checked(under, Body::Exposure(Exposure { node: *node, serial, ports }))
 }
 
 /// The node leaves by itself. It may come back with a new invite.
@@ -382,7 +391,9 @@ pub fn exposure(view: &View, node: &Key, ports: Vec<PortRange>) -> Result<Draft,
 /// [`IssueError::NotMember`] unless the node is a member that was not revoked.
 pub fn leave(view: &View, node: &Key, now: UnixTime) -> Result<Draft, IssueError> {
     let under = own_office(view, node)?;
-    let floor = view.members.get(node).map_or(0, |m| m.serial);
+    // Grants count their own serials: the floor is above both, so that none revives when the node comes back.
+    let last = |kind| view.serials.get(&(kind, node.0)).copied().unwrap_or(0);
+    let floor = last(SERIAL_MEMBER).max(last(SERIAL_GRANT));
     let tombstone = Tombstone { subject: *node, floor, at: now, reason: "left".to_owned(), estate: None };
     Ok(Draft { under, body: Body::Tombstone(tombstone) })
 }
@@ -451,7 +462,7 @@ pub fn block(view: &View, issuer: &Key, id: Hash, matches: BlockMatch, reason: &
         end -= 1;
     }
     let block = Block { id, serial: 1, matches, lifted: false, reason: reason[..end].to_owned() };
-    Ok(Draft { under, body: Body::Block(block) })
+    Draft::checked(under, Body::Block(block))
 }
 
 /// Lifts a block. Its author may, and every admin.
@@ -476,7 +487,7 @@ pub fn policy(view: &View, admin: &Key, document: Document) -> Result<Draft, Iss
         Some(head) => (head.version.checked_add(1).ok_or(IssueError::SerialsUsedUp)?, Some(head.body)),
         None => (1, None),
     };
-    Ok(Draft { under, body: Body::Policy(Policy { version, previous, document }) })
+    Draft::checked(under, Body::Policy(Policy { version, previous, document }))
 }
 
 /// The office in which a key may sign what admins sign: its own as an admin, or the owners' if it is an owner key.

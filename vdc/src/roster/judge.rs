@@ -8,8 +8,8 @@ use super::Roster;
 use super::authority::Rank;
 use super::belief::{Believed, believed};
 use super::view::{
-    AdminView, BlockView, Clash, MemberRecords, MemberView, PolicyView, RegistrarView, SERIAL_GRANT, SERIAL_MEMBER,
-    SiteView, Standing, TombstoneView, View,
+    AdminView, BlockView, Clash, MemberRecords, MemberView, PolicyView, RegistrarView, SERIAL_BLOCK, SERIAL_CONTACT,
+    SERIAL_EXPOSURE, SERIAL_GRANT, SERIAL_MEMBER, SiteView, Standing, TombstoneView, View,
 };
 use crate::address::NodePrefix;
 use crate::policy::Document;
@@ -58,6 +58,7 @@ impl<'a> Judge<'a> {
         let tombstones = self.tombstones();
         let claims = self.claims(&sites, &registrars, &tombstones, grace);
         let newest = newest(&claims);
+        let serials = serials(&self.statements, &claims, &tombstones, &sites, &registrars);
         let mut members = self.members(claims, &sites, &admins, &tombstones, &registrars, grace);
         self.settle_names(&mut members);
         self.settle_addresses(&mut members, &sites);
@@ -79,7 +80,7 @@ impl<'a> Judge<'a> {
             blocks,
             tombstones,
             newest,
-            serials: serials(&self.statements),
+            serials,
             clashes: self.clashes,
         }
     }
@@ -540,25 +541,37 @@ fn own_serial(record: &Signed) -> u64 {
     super::merge::serial(&record.body)
 }
 
-fn serials(statements: &[Believed<'_>]) -> BTreeMap<(u8, [u8; 32]), u64> {
+/// The highest believed serial of each subject. What is not covered does not count: nobody can use up the serials of a
+/// node that is not his to admit.
+fn serials(
+    statements: &[Believed<'_>],
+    claims: &BTreeMap<Key, Vec<Claim<'_>>>,
+    tombstones: &[TombstoneView],
+    sites: &BTreeMap<SiteNumber, SiteView>,
+    registrars: &[RegistrarView],
+) -> BTreeMap<(u8, [u8; 32]), u64> {
     let mut serials: BTreeMap<(u8, [u8; 32]), u64> = BTreeMap::new();
     let mut raise = |kind: u8, subject: [u8; 32], serial: u64| {
         let held = serials.entry((kind, subject)).or_default();
         *held = serial.max(*held);
     };
     for b in statements {
-        let kind = super::kind_order(&b.record.body);
         match &b.record.body {
-            Body::Tombstone(t) if t.floor < u64::MAX => {
-                raise(SERIAL_MEMBER, t.subject.0, t.floor);
-                raise(SERIAL_GRANT, t.subject.0, t.floor);
-            }
-            Body::Member(m) => raise(kind, m.node.0, m.serial),
-            Body::Grant(g) => raise(kind, g.subject.0, g.serial),
-            Body::Contact(c) => raise(kind, c.node.0, c.serial),
-            Body::Exposure(e) => raise(kind, e.node.0, e.serial),
-            Body::Block(b) => raise(kind, b.id.0, b.serial),
+            Body::Grant(g) => raise(SERIAL_GRANT, g.subject.0, g.serial),
+            Body::Contact(c) => raise(SERIAL_CONTACT, c.node.0, c.serial),
+            Body::Exposure(e) => raise(SERIAL_EXPOSURE, e.node.0, e.serial),
+            Body::Block(b) => raise(SERIAL_BLOCK, b.id.0, b.serial),
             _ => {}
+        }
+    }
+    for claim in claims.values().flatten() {
+        raise(SERIAL_MEMBER, claim.member.node.0, claim.member.serial);
+    }
+    for t in tombstones.iter().filter(|t| t.floor < u64::MAX) {
+        let claims = claims.get(&t.subject).map_or(&[][..], Vec::as_slice);
+        if claims.iter().any(|c| covers_site(t, c.member.site, sites, registrars)) {
+            raise(SERIAL_MEMBER, t.subject.0, t.floor);
+            raise(SERIAL_GRANT, t.subject.0, t.floor);
         }
     }
     serials

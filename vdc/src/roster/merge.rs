@@ -159,6 +159,10 @@ impl Roster {
         if self.contains(&record.hash()) {
             return Outcome::Known;
         }
+        // What was decoded is in form; this is for what was signed here: a stored record must decode again.
+        if let Err(why) = record.body.check() {
+            return Outcome::Refused(RefusedReason::Form(why));
+        }
         if let Body::Genesis(_) = &record.body {
             return self.insert_genesis(trust, record);
         }
@@ -303,11 +307,13 @@ impl Roster {
         Ok(())
     }
 
-    /// Decodes and verifies the estate of a closing: the subject's own records, ascending by hash, at most one closing deep.
+    /// Decodes and verifies the estate of a closing: the subject's own records, ascending by hash. An owners' closing may
+    /// hold an admin's closings, which hold none: what an admin can close signs no closings itself.
     fn parse_closing(&self, trust: &mut Trust<'_>, record: &Signed) -> Result<Option<Arc<Closing>>, RefusedReason> {
+        let nested = record.under == Office::root(&self.vdc);
         match &record.body {
             Body::Tombstone(Tombstone { subject, estate: Some(estate), .. }) => {
-                self.parse_estate(trust, subject, estate, 1).map(|c| Some(Arc::new(c)))
+                self.parse_estate(trust, subject, estate, nested).map(|c| Some(Arc::new(c)))
             }
             _ => Ok(None),
         }
@@ -318,7 +324,7 @@ impl Roster {
         trust: &mut Trust<'_>,
         subject: &Key,
         estate: &Estate,
-        depth: u8,
+        nested: bool,
     ) -> Result<Closing, RefusedReason> {
         let mut records = BTreeMap::new();
         let mut last = None;
@@ -337,8 +343,8 @@ impl Roster {
                 None => return Err(RefusedReason::Estate("a signature in it is bad")),
             };
             let closing = match &inner.body {
-                Body::Tombstone(Tombstone { subject, estate: Some(estate), .. }) if depth < 2 => {
-                    Some(Arc::new(self.parse_estate(trust, subject, estate, depth + 1)?))
+                Body::Tombstone(Tombstone { subject, estate: Some(estate), .. }) if nested => {
+                    Some(Arc::new(self.parse_estate(trust, subject, estate, false)?))
                 }
                 Body::Tombstone(Tombstone { estate: Some(_), .. }) => {
                     return Err(RefusedReason::Estate("closings are nested too deep"));

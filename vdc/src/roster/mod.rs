@@ -32,6 +32,9 @@ mod view;
 
 pub mod issue;
 
+#[cfg(test)]
+pub(crate) mod tests;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -82,6 +85,8 @@ pub enum RefusedReason {
     Threshold,
     #[error("its issuer was closed by the owners, and it is not in the estate")]
     Closed,
+    #[error("it is beyond the limits of its kind: {0}")]
+    Form(&'static str),
     #[error("its estate is malformed: {0}")]
     Estate(&'static str),
     #[error("its issuer's office already holds as many records as one may")]

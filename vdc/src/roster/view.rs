@@ -249,7 +249,7 @@ pub struct View {
     pub clashes: Vec<Clash>,
     /// See [`View::newest_record_time`].
     pub(super) newest: Option<UnixTime>,
-    /// What serial a new statement about the subject needs, at least: the highest seen of it, believed or not.
+    /// The highest believed serial by kind and subject; a new statement takes the next.
     pub(super) serials: BTreeMap<(u8, [u8; 32]), u64>,
 }
 
@@ -371,12 +371,18 @@ impl View {
         }
     }
 
+    /// The same view, to be compared with one of a roster that took other steps.
+    #[cfg(test)]
+    pub(crate) fn with_version(self, version: u64) -> Self {
+        Self { version, ..self }
+    }
+
     pub(super) fn build(roster: &Roster, now: UnixTime) -> Self {
         Judge::new(roster, now).view()
     }
 }
 
-/// Keys of [`View::serials`]: the kinds' places in the sending order.
+/// Kinds in [`View::serials`].
 pub(super) const SERIAL_MEMBER: u8 = 5;
 pub(super) const SERIAL_GRANT: u8 = 6;
 pub(super) const SERIAL_BLOCK: u8 = 7;

@@ -117,6 +117,7 @@ impl From<Outcome> for Merge {
             Outcome::Refused(RefusedReason::UnknownIssuer) => Self::Early,
             Outcome::Refused(
                 RefusedReason::Signature
+                | RefusedReason::Form(_)
                 | RefusedReason::NotAllowed
                 | RefusedReason::Threshold
                 | RefusedReason::Estate(_)

@@ -1,0 +1,5 @@
+mod cases;
+mod golden;
+pub(crate) mod lab;
+mod lattice;
+mod size;
