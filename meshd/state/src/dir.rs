@@ -40,7 +40,8 @@ impl StateDir {
         }
     }
 
-    /// The VDCs that this node is in, by local name, ascending. Half-made ones (a crash during a join) are removed.
+    /// The VDCs that this node is in, by local name, ascending. One that was half left is removed; one that was half joined
+    /// stays invisible until [`StateDir::begin`] takes it up again.
     ///
     /// # Errors
     /// What the file system said.
@@ -51,8 +52,11 @@ impl StateDir {
             let entry = entry.map_err(|e| StateError::io("list", &root, e))?;
             let file_name = entry.file_name();
             let name = file_name.to_string_lossy();
-            if let Some(stem) = name.strip_suffix(".new").or_else(|| name.strip_suffix(".gone")) {
-                tracing::warn!(vdc = stem, "removing what an interrupted join or leave left behind");
+            if name.ends_with(".new") {
+                // A join that was interrupted: its keys are needed when it is tried again.
+                tracing::info!(vdc = %name, "a join was interrupted; the same token can be used again");
+            } else if let Some(stem) = name.strip_suffix(".gone") {
+                tracing::warn!(vdc = stem, "removing what an interrupted leave left behind");
                 fs::remove_dir_all(entry.path()).map_err(|e| StateError::io("remove", &entry.path(), e))?;
             } else if let Ok(alias) = Name::new(&name) {
                 found.push(VdcDir { alias, path: entry.path() });
@@ -70,7 +74,8 @@ impl StateDir {
         self.path.join("vdcs").join(alias.as_str()).exists()
     }
 
-    /// Begins a VDC under its local name: invisible until [`VdcDir::publish`], so that a crash leaves no half VDC.
+    /// Begins a VDC under its local name: invisible until [`VdcDir::publish`], so that a crash leaves no half VDC. What
+    /// an interrupted attempt wrote is found again: a retried join keeps its keys.
     ///
     /// # Errors
     /// [`StateError::Exists`] if the local name is taken; otherwise what the file system said.
@@ -79,9 +84,6 @@ impl StateDir {
             return Err(StateError::Exists { alias: alias.to_string(), path: self.path.clone() });
         }
         let path = self.path.join("vdcs").join(format!("{alias}.new"));
-        if path.exists() {
-            fs::remove_dir_all(&path).map_err(|e| StateError::io("remove", &path, e))?;
-        }
         create_directory(&path)?;
         Ok(VdcDir { alias: alias.clone(), path })
     }

@@ -18,16 +18,17 @@ fn state_directory_admits_one_daemon() {
 }
 
 #[test]
-fn half_made_vdc_is_invisible_and_cleaned_up() {
+fn half_made_vdc_is_invisible_and_taken_up_again() {
     let temp = tempfile::tempdir().expect("temporary directory");
     let dir = StateDir::open(temp.path()).expect("opens");
     let begun = dir.begin(&alias("acme")).expect("begins");
     begun.write_key(KeyKind::Node, &[7; 32]).expect("writes");
     assert!(!dir.contains(&alias("acme")));
     assert!(dir.vdcs().expect("lists").is_empty());
-    assert!(!temp.path().join("vdcs/acme.new").exists());
 
-    let published = dir.begin(&alias("acme")).expect("begins again").publish().expect("publishes");
+    let again = dir.begin(&alias("acme")).expect("begins again");
+    assert_eq!(again.read_key(KeyKind::Node).expect("kept"), [7; 32]);
+    let published = again.publish().expect("publishes");
     assert_eq!(published.alias().as_str(), "acme");
     assert!(matches!(dir.begin(&alias("acme")), Err(StateError::Exists { .. })));
     assert_eq!(dir.vdcs().expect("lists").len(), 1);

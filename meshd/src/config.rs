@@ -1,0 +1,197 @@
+//! The daemon's configuration: one TOML file, read once, unknown keys refused.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+/// Where the configuration is looked for unless `--config` says otherwise. A missing file means all defaults.
+pub(crate) const DEFAULT_PATH: &str = "/etc/meshd/meshd.toml";
+
+/// Static settings of one daemon. What changes at run time is an API resource, not a setting.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Config {
+    /// The one directory with everything that must survive.
+    pub(crate) state_dir: PathBuf,
+    /// The API's unix socket.
+    pub(crate) socket: PathBuf,
+    /// Log filter: `error`, `warn`, `info`, `debug`, `trace`, or per target (`info,meshd_control=debug`).
+    pub(crate) log: String,
+    pub(crate) log_format: LogFormat,
+    pub(crate) network: Network,
+    pub(crate) dns: Dns,
+    pub(crate) remote: Remote,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum LogFormat {
+    Text,
+    Json,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Network {
+    /// UDP port of the data plane: WireGuard of all VDCs.
+    pub(crate) port: u16,
+    /// UDP and TCP port of the first VDC's member links; the next VDC uses the next even port.
+    pub(crate) control_port: u16,
+    /// UDP and TCP port of the first VDC's join door, open on registrars only; the next VDC uses the next odd port.
+    pub(crate) door_port: u16,
+    /// Names or addresses by which this box is reached from outside (`paris.example.net`, `203.0.113.7`), most
+    /// preferred first. A DNS name survives a change of every address.
+    pub(crate) advertise: Vec<String>,
+    /// MTU of the overlay interfaces in bytes, 1280 to 9000.
+    pub(crate) mtu: u16,
+    /// Find members on the local network by multicast DNS.
+    pub(crate) mdns: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum DnsMode {
+    /// systemd-resolved where it runs, the stub address elsewhere.
+    Auto,
+    Resolved,
+    Stub,
+    Off,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Dns {
+    pub(crate) mode: DnsMode,
+    /// Where the stub answers.
+    pub(crate) stub: SocketAddr,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Remote {
+    /// Whether this box lets other nodes' operators act on it, for as far as their grants go.
+    pub(crate) accept_operators: bool,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            state_dir: "/var/lib/meshd".into(),
+            socket: "/run/meshd/meshd.sock".into(),
+            log: "info".into(),
+            log_format: LogFormat::Text,
+            network: Network::default(),
+            dns: Dns::default(),
+            remote: Remote::default(),
+        }
+    }
+}
+
+impl Default for Network {
+    fn default() -> Self {
+        Self { port: 4710, control_port: 4712, door_port: 4713, advertise: vec![], mtu: 1420, mdns: true }
+    }
+}
+
+impl Default for Dns {
+    fn default() -> Self {
+        Self { mode: DnsMode::Auto, stub: meshd_dns::STUB }
+    }
+}
+
+impl Default for Remote {
+    fn default() -> Self {
+        Self { accept_operators: true }
+    }
+}
+
+/// Why the configuration is refused.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ConfigError {
+    #[error("cannot read the configuration {path}")]
+    Read { path: PathBuf, #[source] source: std::io::Error },
+    #[error("the configuration {path} is not valid")]
+    Parse { path: PathBuf, #[source] source: toml::de::Error },
+    #[error("the configuration {path} is not valid: {why}")]
+    Value { path: PathBuf, why: String },
+}
+
+impl Config {
+    /// Reads and checks the file. `path` none: the default path, where a missing file means defaults.
+    ///
+    /// # Errors
+    /// [`ConfigError`] naming the file and, where it can, the line and key.
+    pub(crate) fn load(path: Option<&Path>) -> Result<Self, ConfigError> {
+        let (path, required) = path.map_or((Path::new(DEFAULT_PATH), false), |path| (path, true));
+        let text = match std::fs::read_to_string(path) {
+            Ok(text) => text,
+            Err(e) if !required && e.kind() == std::io::ErrorKind::NotFound => String::new(),
+            Err(source) => return Err(ConfigError::Read { path: path.to_owned(), source }),
+        };
+        let config: Self =
+            toml::from_str(&text).map_err(|source| ConfigError::Parse { path: path.to_owned(), source })?;
+        config.check().map_err(|why| ConfigError::Value { path: path.to_owned(), why })?;
+        Ok(config)
+    }
+
+    fn check(&self) -> Result<(), String> {
+        let network = &self.network;
+        if !(1280..=9000).contains(&network.mtu) {
+            return Err(format!("network.mtu = {} must be 1280 to 9000 (RFC 8200 needs 1280)", network.mtu));
+        }
+        let ports = [network.port, network.control_port, network.door_port];
+        if ports.contains(&0) || ports[0] == ports[1] || ports[1] == ports[2] || ports[0] == ports[2] {
+            return Err(format!("network.port, control_port and door_port must be three different ports, got {ports:?}"));
+        }
+        if network.advertise.len() > 8 {
+            return Err("network.advertise takes at most 8 names or addresses".into());
+        }
+        for path in [&self.state_dir, &self.socket] {
+            if !path.is_absolute() {
+                return Err(format!("{} must be an absolute path", path.display()));
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(text: &str) -> Result<Config, String> {
+        let file = tempfile::NamedTempFile::new().expect("temporary file");
+        std::fs::write(file.path(), text).expect("writes");
+        Config::load(Some(file.path())).map_err(|e| {
+            let source = std::error::Error::source(&e).map(ToString::to_string).unwrap_or_default();
+            format!("{e}: {source}")
+        })
+    }
+
+    #[test]
+    fn empty_file_means_defaults_and_all_keys_can_be_set() {
+        assert_eq!(load("").expect("valid"), Config::default());
+        let config = load("log_format = 'json'\n[network]\nport = 51820\nadvertise = ['a.example.net']\n[dns]\nmode = 'off'")
+            .expect("valid");
+        assert_eq!((config.network.port, config.log_format), (51820, LogFormat::Json));
+    }
+
+    #[test]
+    fn errors_name_the_key() {
+        for (text, name) in [
+            ("prot = 1", "prot"),
+            ("[network]\nprot = 1", "prot"),
+            ("[network]\nmtu = 100", "network.mtu"),
+            ("[network]\nport = 4712", "three different"),
+            ("state_dir = 'x'", "absolute"),
+            ("[dns]\nmode = 'magic'", "magic"),
+            ("= 1", "line 1"),
+        ] {
+            let error = load(text).expect_err(text);
+            assert!(error.contains(name), "{text}: {error}");
+        }
+        let error = Config::load(Some(Path::new("/nonexistent/meshd.toml"))).expect_err("missing").to_string();
+        assert!(error.contains("/nonexistent/meshd.toml"), "{error}");
+    }
+}

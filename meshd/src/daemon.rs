@@ -1,0 +1,212 @@
+//! The daemon: owns the VDCs of this box and stands behind the API.
+
+mod attach;
+mod backend;
+mod metrics;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use meshd_state::{StateDir, VdcDir};
+use meshd_web::{Listener, WebConfig};
+use tokio::sync::{Mutex, RwLock};
+use tokio_util::sync::CancellationToken;
+use vdc::Name;
+use vdc_api::{self as api, ApiError, ErrorCode, Severity};
+
+use crate::config::Config;
+use crate::data_plane::Fabric;
+use crate::dns_hub::DnsHub;
+use crate::entropy::random;
+use crate::events::Events;
+use crate::tasks::TaskSet;
+use crate::vdc_core::{CoreHandle, Shared};
+
+/// How long tasks have to end after a signal.
+const SHUTDOWN_DEADLINE: Duration = Duration::from_secs(3);
+/// File in the state directory that names the VDC in use.
+const IN_USE_FILE: &str = "in-use";
+/// VDCs that one box can be in: each has two ports of its own.
+const VDCS_MAX: usize = 16;
+
+/// One VDC that is being served.
+#[derive(Debug)]
+struct Served {
+    handle: CoreHandle,
+    /// Ends the VDC's tasks.
+    tasks: TaskSet,
+    /// Which ports it has, see [`Daemon::ports`].
+    slot: usize,
+}
+
+/// What the API works on.
+#[derive(Debug)]
+pub(crate) struct Daemon {
+    shared: Shared,
+    state: StateDir,
+    fabric: Fabric,
+    started: Instant,
+    vdcs: RwLock<BTreeMap<Name, Served>>,
+    in_use: Mutex<Option<Name>>,
+    /// Only one VDC is created, joined or left at a time.
+    membership: Mutex<()>,
+    token: CancellationToken,
+}
+
+/// Runs the daemon until it is told to stop.
+///
+/// # Errors
+/// If the state directory, the API's socket or the data plane cannot be had.
+pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
+    let config = Arc::new(config);
+    let state = StateDir::open(&config.state_dir)?;
+    let listener = Listener::bind(WebConfig {
+        socket: config.socket.clone(),
+        ..WebConfig::default()
+    })?;
+    let token = CancellationToken::new();
+    let fabric = Fabric::start(&config).context("the data plane did not start")?;
+    let events = Events::default();
+    let shared = Shared {
+        config: Arc::clone(&config),
+        events: events.clone(),
+        dns: Arc::new(DnsHub::start(config.dns.clone()).await),
+        boot_nonce: random(),
+    };
+    let in_use = std::fs::read_to_string(config.state_dir.join(IN_USE_FILE)).ok();
+    let daemon = Arc::new(Daemon {
+        shared,
+        state,
+        fabric,
+        started: Instant::now(),
+        vdcs: RwLock::default(),
+        in_use: Mutex::new(in_use.and_then(|text| Name::new(text.trim()).ok())),
+        membership: Mutex::new(()),
+        token: token.clone(),
+    });
+    let mut tasks = TaskSet::new(token.clone());
+    daemon.serve_all().await?;
+    let (backend, stop) = (Arc::new(backend::Operations(Arc::clone(&daemon))), token.clone());
+    tasks.spawn_draining("api", async move {
+        if let Err(error) = meshd_web::serve(listener, backend, stop).await {
+            tracing::error!(%error, "the API is not served");
+        }
+    });
+    let watched = Arc::clone(&daemon);
+    tasks.spawn("supervisor", async move { watched.supervise().await });
+    events.push(Severity::Info, "started", None, None, format!("meshd {} started", env!("CARGO_PKG_VERSION")));
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]); // nothing listens outside systemd
+    tokio::select! {
+        () = crate::signals::stop() => tracing::info!("stopping"),
+        ended = tasks.next_ended() => tracing::error!(?ended, "a part of the daemon ended; stopping"),
+    }
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+    token.cancel();
+    for (_, served) in std::mem::take(&mut *daemon.vdcs.write().await) {
+        served.handle.control().shutdown();
+        served.tasks.shutdown(SHUTDOWN_DEADLINE).await;
+    }
+    tasks.shutdown(SHUTDOWN_DEADLINE).await;
+    daemon.fabric.shutdown();
+    Ok(())
+}
+
+impl Daemon {
+    /// Starts every VDC of the state directory. One that does not start is reported and retried by the supervisor.
+    async fn serve_all(&self) -> anyhow::Result<()> {
+        for dir in self.state.vdcs()? {
+            let alias = dir.alias().clone();
+            if let Err(error) = self.serve(dir).await {
+                self.report_not_served(&alias, &error);
+            }
+        }
+        Ok(())
+    }
+
+    fn report_not_served(&self, alias: &Name, error: &ApiError) {
+        let causes = error.causes.join(": ");
+        let text = format!("the VDC is not served: {error}: {causes}");
+        self.shared.events.push(Severity::Error, "vdc-not-served", Some(alias.as_str()), None, text);
+    }
+
+    /// Restarts what ended by itself: a panic in one VDC's task costs that task, not its tunnels.
+    async fn supervise(&self) {
+        let mut pause = tokio::time::interval(Duration::from_secs(5));
+        loop {
+            pause.tick().await;
+            let _ = sd_notify::notify(&[sd_notify::NotifyState::Watchdog]);
+            let ended: Vec<Name> = {
+                let vdcs = self.vdcs.read().await;
+                vdcs.iter().filter(|(_, served)| served.handle.is_closed()).map(|(alias, _)| alias.clone()).collect()
+            };
+            let Ok(_guard) = self.membership.try_lock() else { continue };
+            for alias in ended {
+                if let Some(served) = self.vdcs.write().await.remove(&alias) {
+                    self.shared.events.push(
+                        Severity::Error,
+                        "vdc-restarting",
+                        Some(alias.as_str()),
+                        None,
+                        "the VDC's task ended unexpectedly and is being started again",
+                    );
+                    served.handle.control().shutdown();
+                    served.tasks.shutdown(SHUTDOWN_DEADLINE).await;
+                }
+            }
+            let Ok(dirs) = self.state.vdcs() else { continue };
+            for dir in dirs {
+                let alias = dir.alias().clone();
+                let missing = !self.vdcs.read().await.contains_key(&alias);
+                if missing && let Err(error) = self.serve(dir).await {
+                    tracing::debug!(vdc = %alias, %error, "still not served");
+                }
+            }
+        }
+    }
+
+    /// The VDC that a request means.
+    async fn find(&self, text: &str) -> Result<CoreHandle, ApiError> {
+        let vdcs = self.vdcs.read().await;
+        if text == api::DEFAULT_VDC {
+            let in_use = self.in_use.lock().await;
+            if let Some(served) = in_use.as_ref().and_then(|alias| vdcs.get(alias)) {
+                return Ok(served.handle.clone());
+            }
+            let mut all = vdcs.values();
+            return match (all.next(), all.next()) {
+                (Some(only), None) => Ok(only.handle.clone()),
+                (None, _) => Err(ApiError::new(ErrorCode::NoVdc, "this node is in no VDC").hint(
+                    "create one with `meshctl vdc create NAME --site SITE`, or join one with `meshctl join TOKEN`",
+                )),
+                (Some(_), Some(_)) => {
+                    let names: Vec<&str> = vdcs.keys().map(Name::as_str).collect();
+                    Err(ApiError::new(ErrorCode::AmbiguousVdc, format!("this node is in several VDCs: {}", names.join(", ")))
+                        .hint("name one with --vdc NAME, or choose one with `meshctl vdc use NAME`"))
+                }
+            };
+        }
+        if let Some(served) = Name::new(text).ok().and_then(|alias| vdcs.get(&alias)) {
+            return Ok(served.handle.clone());
+        }
+        Err(ApiError::not_found(format!("this node is in no VDC called {text:?}")).hint("`meshctl vdc list` shows them"))
+    }
+
+    async fn handles(&self) -> Vec<CoreHandle> {
+        self.vdcs.read().await.values().map(|served| served.handle.clone()).collect()
+    }
+
+    /// Ports of the `slot`th VDC: the first has the configured ones, each further one the next two.
+    fn ports(&self, slot: usize) -> (u16, u16) {
+        let network = &self.shared.config.network;
+        let offset = u16::try_from(slot * 10).unwrap_or(0);
+        (network.control_port.saturating_add(offset), network.door_port.saturating_add(offset))
+    }
+
+    fn vdc_dir(&self, alias: &Name) -> Result<VdcDir, ApiError> {
+        let dirs = self.state.vdcs().map_err(|error| crate::error::storage(&error))?;
+        let found = dirs.into_iter().find(|dir| dir.alias() == alias);
+        found.ok_or_else(|| ApiError::not_found(format!("there is no VDC {alias} in the state directory")))
+    }
+}

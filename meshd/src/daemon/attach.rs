@@ -1,0 +1,157 @@
+//! Bringing one VDC up on this box, and taking it away.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use meshd_control::{Control, ControlConfig, HelloSource};
+use meshd_state::VdcDir;
+use vdc::Name;
+use vdc::address::INFRA;
+use vdc::peer::Hello;
+use vdc_api::{ApiError, ErrorCode};
+
+use super::{Daemon, SHUTDOWN_DEADLINE, Served, VDCS_MAX};
+use crate::cache::{PATHS_FILE, Places};
+use crate::clock::system_time;
+use crate::data_plane::{DataPlane, Network};
+use crate::error::system;
+use crate::infra;
+use crate::tasks::TaskSet;
+use crate::vdc_core::{self, CoreHandle, Start};
+
+/// How long the infra plane's address may take to become usable after it was set.
+const INFRA_BIND_TIMEOUT: Duration = Duration::from_secs(5);
+
+impl Daemon {
+    /// Serves a VDC of the state directory: namespace, tunnels, links, names, and its task.
+    pub(super) async fn serve(&self, dir: VdcDir) -> Result<CoreHandle, ApiError> {
+        let alias = dir.alias().clone();
+        let slot = self.free_slot().await?;
+        let loaded = vdc_core::load(&dir)?;
+        let view = loaded.roster.view(loaded.clock.now());
+        let own = loaded.secrets.node.public();
+        let member = view.members.get(&own).ok_or_else(|| {
+            ApiError::new(ErrorCode::Storage, format!("this node has no member record in VDC {alias}"))
+                .hint("run `meshctl leave --force`, then join with a new invite")
+        })?;
+        let in_use = self.claim_in_use(&alias).await;
+        let paths = dir.read_cache(PATHS_FILE).map(|bytes| Places::decode(PATHS_FILE, &bytes)).unwrap_or_default();
+        let (control_port, door_port) = self.ports(slot);
+        let network = Network {
+            vdc: view.vdc,
+            alias: alias.clone(),
+            prefix: member.prefix,
+            ipv4: member.ipv4,
+            ipv4_ranges: view.ipv4.into_iter().collect(),
+            host_ipv4: in_use,
+            wg_secret: loaded.secrets.wg,
+            last_paths: paths.0,
+            door_port,
+        };
+        let (data, data_events, addresses) = DataPlane::attach(&self.fabric, network).await?;
+        let infra_address = SocketAddr::new(member.prefix.address(INFRA).into(), infra::PORT);
+        let boot_nonce = self.shared.boot_nonce;
+        let hello: HelloSource = Arc::new(move || Hello {
+            version: env!("CARGO_PKG_VERSION").into(),
+            boot_nonce,
+            time: system_time(),
+            observed: None,
+        });
+        let control = meshd_control::start(ControlConfig {
+            port: control_port,
+            door_port,
+            mdns: self.shared.config.network.mdns,
+            seen: loaded.seen.0.clone(),
+            ..ControlConfig::new(view.vdc, loaded.secrets.node.seed(), Arc::clone(&hello))
+        });
+        let Control { handle: control, events: control_events, task: control_task } = match control {
+            Ok(control) => control,
+            Err(error) => {
+                data.detach();
+                return Err(system("the control plane cannot listen", &error)
+                    .hint("stop the other program, or change network.control_port in /etc/meshd/meshd.toml"));
+            }
+        };
+        let token = self.token.child_token();
+        let mut tasks = TaskSet::new(token.clone());
+        tasks.spawn_draining("control", control_task.run());
+        let infra_members = vdc_core::no_members();
+        let infra_tls = infra::tls(&loaded.secrets.node, Arc::clone(&infra_members));
+        let bound = bind_infra(&data, infra_address).await;
+        match bound {
+            Ok(listener) => tasks.spawn("infra", infra::serve(listener, infra_tls.clone(), hello)),
+            Err(error) => tracing::error!(vdc = %alias, %error, "the infra plane does not listen"),
+        }
+        let namespace = data.namespace();
+        let start = Start {
+            dir,
+            shared: self.shared.clone(),
+            data,
+            data_events,
+            control,
+            control_events,
+            infra_members,
+            infra_tls,
+            namespace,
+            in_use,
+            addresses,
+            loaded,
+        };
+        let (handle, task) = vdc_core::run(start, token.clone());
+        tasks.spawn_draining("vdc", task);
+        let served = Served { handle: handle.clone(), tasks, slot };
+        self.vdcs.write().await.insert(alias, served);
+        Ok(handle)
+    }
+
+    async fn free_slot(&self) -> Result<usize, ApiError> {
+        let vdcs = self.vdcs.read().await;
+        (0..VDCS_MAX).find(|slot| vdcs.values().all(|served| served.slot != *slot)).ok_or_else(|| {
+            ApiError::new(ErrorCode::Conflict, format!("this node is in {VDCS_MAX} VDCs already"))
+                .hint("leave one with `meshctl leave --vdc NAME`")
+        })
+    }
+
+    /// The first VDC of a box is the one in use.
+    async fn claim_in_use(&self, alias: &Name) -> bool {
+        let mut in_use = self.in_use.lock().await;
+        let known = in_use.as_ref().is_some_and(|name| self.state.contains(name));
+        if !known {
+            *in_use = Some(alias.clone());
+        }
+        in_use.as_ref() == Some(alias)
+    }
+
+    /// Stops serving a VDC and takes its interfaces, namespace and firewall away.
+    pub(super) async fn unserve(&self, alias: &Name) -> Result<(), ApiError> {
+        let Some(served) = self.vdcs.write().await.remove(alias) else { return Ok(()) };
+        let network = served.handle.with(|core| core.detach()).await.ok();
+        served.handle.control().shutdown();
+        served.tasks.shutdown(SHUTDOWN_DEADLINE).await;
+        self.shared.dns.remove_zone(alias.as_str()).await;
+        if let Some(vdc) = network {
+            DataPlane::remove(alias, vdc).await?;
+        }
+        let mut in_use = self.in_use.lock().await;
+        if in_use.as_ref() == Some(alias) {
+            *in_use = self.vdcs.read().await.keys().next().cloned();
+        }
+        Ok(())
+    }
+}
+
+/// Listens on the infra address inside the VDC's namespace. A new address takes a moment to be usable.
+async fn bind_infra(data: &DataPlane, address: SocketAddr) -> std::io::Result<tokio::net::TcpListener> {
+    let deadline = Instant::now() + INFRA_BIND_TIMEOUT;
+    loop {
+        match data.bind_tcp(address) {
+            Ok(listener) => {
+                listener.set_nonblocking(true)?;
+                return tokio::net::TcpListener::from_std(listener);
+            }
+            Err(error) if Instant::now() >= deadline => return Err(error),
+            Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+        }
+    }
+}

@@ -1,0 +1,576 @@
+//! The API's operations.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use futures::StreamExt as _;
+use futures::stream::{self, FuturesUnordered};
+use meshd_web::{Backend, Call, Items};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::{BroadcastStream, ReceiverStream};
+use vdc::peer::{Request, Response};
+use vdc::sync::{Message, Packed};
+use vdc::{Ipv4Block, Name};
+use vdc_api::{self as api, ApiError, ErrorCode};
+
+use super::{Daemon, IN_USE_FILE, metrics};
+use crate::clock::system_time;
+use crate::entropy::random;
+use crate::events;
+use crate::joining::{self, Progress};
+use crate::ping::Pinger;
+use crate::vdc_core::{CoreHandle, Revoked, Wish, chain, found, parse_name};
+use crate::views;
+
+/// How long a revocation waits for members to confirm it before it answers.
+const CONFIRM_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long `connect` waits for a link.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Progress events that may wait for a slow client.
+const PROGRESS_MAX: usize = 64;
+/// Bits of the default IPv4 range of a VDC: room for 64 sites of 256 nodes.
+const IPV4_RANGE_LENGTH: u8 = 14;
+
+/// The daemon as the API sees it.
+#[derive(Clone, Debug)]
+pub(super) struct Operations(pub(super) Arc<Daemon>);
+
+impl std::ops::Deref for Operations {
+    type Target = Daemon;
+
+    fn deref(&self) -> &Daemon {
+        &self.0
+    }
+}
+
+#[async_trait]
+impl Backend for Operations {
+    async fn version(&self) -> Result<api::Version, ApiError> {
+        Ok(version())
+    }
+
+    async fn health(&self) -> Result<api::Health, ApiError> {
+        let status = self.status(api::StatusQuery::default()).await?;
+        let mut problems = status.problems;
+        problems.extend(status.vdcs.into_iter().flat_map(|vdc| vdc.problems));
+        let degraded = problems.iter().any(|p| p.severity == api::ProblemSeverity::Degraded);
+        let state = if degraded { api::HealthState::Degraded } else { api::HealthState::Ok };
+        Ok(api::Health { state, uptime_s: status.uptime_s, problems })
+    }
+
+    async fn status(&self, query: api::StatusQuery) -> Result<api::Status, ApiError> {
+        let handles = match &query.vdc {
+            Some(vdc) => vec![self.find(vdc).await?],
+            None => self.handles().await,
+        };
+        let mut vdcs = vec![];
+        for handle in handles {
+            let dns = self.shared.dns.view(format!("{}.{}", handle.alias(), views::TOP_DOMAIN)).await;
+            vdcs.push(handle.with(move |core| core.status(dns)).await??);
+        }
+        Ok(api::Status {
+            version: version(),
+            uptime_s: self.started.elapsed().as_secs(),
+            now: system_time().to_string(),
+            vdcs,
+            problems: vec![],
+        })
+    }
+
+    async fn events(&self, query: api::EventsQuery) -> Result<api::EventList, ApiError> {
+        Ok(api::EventList { events: self.shared.events.list(&query) })
+    }
+
+    async fn events_stream(&self, query: api::EventsQuery) -> Result<Items<api::EventView>, ApiError> {
+        let (kept, receiver) = self.shared.events.subscribe(&query);
+        let live = BroadcastStream::new(receiver).filter_map(move |event| {
+            let wanted = event.ok().filter(|event| events::matches(event, &query)); // a gap shows in the numbers
+            async move { wanted }
+        });
+        Ok(stream::iter(kept).chain(live).map(Ok).boxed())
+    }
+
+    async fn metrics(&self) -> Result<String, ApiError> {
+        let status = self.status(api::StatusQuery::default()).await?;
+        Ok(metrics::render(&status, &self.fabric.counters()))
+    }
+
+    async fn vdc_list(&self) -> Result<api::VdcList, ApiError> {
+        let mut vdcs = vec![];
+        for handle in self.handles().await {
+            vdcs.push(handle.with(|core| core.vdc_view()).await?);
+        }
+        Ok(api::VdcList { vdcs })
+    }
+
+    async fn vdc_create(&self, _: &Call, request: api::VdcCreate) -> Result<api::VdcCreated, ApiError> {
+        let _guard = self.membership.lock().await;
+        let node = match &request.node {
+            Some(text) => parse_name("node", text)?,
+            None => host_name(),
+        };
+        let ipv4 = match request.ipv4.as_deref() {
+            Some("none") => None,
+            Some(text) => Some(text.parse().map_err(|e: vdc::address::Ipv4BlockError| {
+                ApiError::bad_request("ipv4", e.to_string())
+            })?),
+            None => self.default_ipv4().await,
+        };
+        let (name, site) = (parse_name("name", &request.name)?, parse_name("site", &request.site)?);
+        let wish = Wish { name, site, node, ipv4, now: system_time() };
+        let new = found(&self.state, wish)?;
+        let handle = self.serve(new.dir).await?;
+        let node = handle.with(|core| core.own_node()).await??;
+        let vdc = handle.with(|core| core.vdc_view()).await?;
+        let text = format!("VDC {} was created", vdc.name);
+        self.shared.events.push(api::Severity::Info, "vdc-created", Some(&vdc.name), None, text);
+        Ok(api::VdcCreated {
+            vdc,
+            node: node.name,
+            site: node.site,
+            fqdn: node.fqdn,
+            addresses: node.addresses,
+            recovery_key: api::RecoveryKey {
+                secret: format!("recovery1.{}", data_encoding::BASE32_NOPAD.encode(&new.recovery.seed())),
+                public_key: new.recovery.public().to_string(),
+                threshold: new.threshold,
+                owners: new.owners,
+                instructions: "Write this key down and put it into a safe, away from this box. It is shown once and kept \
+                               nowhere. Whoever holds it owns the VDC: with it, control is regained when the owner key on \
+                               this box is lost or stolen."
+                    .into(),
+            },
+        })
+    }
+
+    async fn vdc_use(&self, _: &Call, vdc: &str) -> Result<api::VdcView, ApiError> {
+        let chosen = self.find(vdc).await?;
+        let alias = chosen.alias().clone();
+        let path = self.shared.config.state_dir.join(IN_USE_FILE);
+        meshd_state::write_durably(&path, format!("{alias}\n").as_bytes()).map_err(|e| crate::error::storage(&e))?;
+        *self.in_use.lock().await = Some(alias.clone());
+        // The one before gives its IPv4 routes up first: two VDCs may have the same ranges.
+        for handle in self.handles().await.into_iter().filter(|handle| *handle.alias() != alias) {
+            handle.with(|core| core.set_in_use(false)).await??;
+        }
+        chosen.with(|core| core.set_in_use(true)).await??;
+        chosen.with(|core| core.vdc_view()).await
+    }
+
+    async fn join(&self, _: &Call, request: api::JoinRequest) -> Result<Items<api::JoinEvent>, ApiError> {
+        let invite = joining::parse(&request.token)?;
+        let alias = match &request.name {
+            Some(text) => parse_name("name", text)?,
+            None => invite.vdc_name.clone(),
+        };
+        let node_name = match &request.node {
+            Some(text) => parse_name("node", text)?,
+            None => host_name(),
+        };
+        let (sender, receiver) = mpsc::channel(PROGRESS_MAX);
+        let daemon = Arc::clone(&self.0);
+        let progress = Progress::new(sender);
+        // The join is carried on to its end by the stream, which the server drains even if the client goes away.
+        let work = stream::once(async move {
+            let started = Instant::now();
+            match daemon.join_to_the_end(&invite, &alias, node_name, &progress, started).await {
+                Ok(joined) => progress.tell(api::JoinEvent::Joined(Box::new(joined))).await,
+                Err(error) => progress.fail(error).await,
+            }
+        })
+        .filter_map(|()| async { None });
+        Ok(stream::select(ReceiverStream::new(receiver), work).boxed())
+    }
+
+    async fn leave(&self, _: &Call, vdc: &str, request: api::LeaveRequest) -> Result<api::Left, ApiError> {
+        let _guard = self.membership.lock().await;
+        let handle = self.find(vdc).await?;
+        let alias = handle.alias().clone();
+        let mut notes = vec![];
+        let (node, confirmed) = match handle.with(move |core| core.leave(request.force)).await? {
+            Ok(gone) => {
+                let (confirmed, unconfirmed) = spread(&handle, &gone).await;
+                if confirmed == 0 && !gone.members.is_empty() {
+                    notes.push(format!(
+                        "none of {} members could be told; revoke this node there with `meshctl node revoke {}`",
+                        unconfirmed.len(),
+                        gone.member.full_name()
+                    ));
+                }
+                (gone.member.full_name(), confirmed)
+            }
+            Err(error) if request.force => {
+                notes.push(format!("left without a word to the others: {error}"));
+                (handle.with(|core| core.own_key().short()).await?, 0)
+            }
+            Err(error) => return Err(error),
+        };
+        self.unserve(&alias).await?;
+        self.vdc_dir(&alias)?.remove().map_err(|error| crate::error::storage(&error))?;
+        let text = format!("this node left VDC {alias}");
+        self.shared.events.push(api::Severity::Info, "left", Some(alias.as_str()), None, text);
+        Ok(api::Left { vdc: alias.to_string(), node, confirmed, notes })
+    }
+
+    async fn renew(&self, _: &Call, vdc: &str) -> Result<api::Renewed, ApiError> {
+        let handle = self.find(vdc).await?;
+        let before = handle.with(|core| core.renew_now()).await??;
+        let deadline = Instant::now() + CONNECT_TIMEOUT;
+        loop {
+            let state = handle.with(move |core| core.renewed_since(before)).await??;
+            match state {
+                Some(renewed) => return Ok(renewed),
+                None if Instant::now() > deadline => {
+                    return Err(ApiError::new(ErrorCode::Timeout, "no registrar answered in time")
+                        .hint("`meshctl status` shows why; renewal goes on by itself"));
+                }
+                None => tokio::time::sleep(Duration::from_millis(50)).await,
+            }
+        }
+    }
+
+    async fn node_list(&self, vdc: &str) -> Result<api::NodeList, ApiError> {
+        self.find(vdc).await?.with(|core| core.node_list()).await
+    }
+
+    async fn node_show(&self, vdc: &str, node: &str) -> Result<api::NodeView, ApiError> {
+        let node = node.to_owned();
+        self.find(vdc).await?.with(move |core| core.node_show(&node)).await?
+    }
+
+    async fn node_revoke(
+        &self,
+        _: &Call,
+        vdc: &str,
+        node: &str,
+        request: api::NodeRevoke,
+    ) -> Result<api::NodeRevoked, ApiError> {
+        let handle = self.find(vdc).await?;
+        let (node, reason) = (node.to_owned(), request.reason.unwrap_or_default());
+        if reason.len() > 200 {
+            return Err(ApiError::bad_request("reason", "a reason has at most 200 bytes"));
+        }
+        let revoked = handle.with(move |core| core.revoke(&node, &reason)).await??;
+        let (confirmed, unconfirmed) = spread(&handle, &revoked).await;
+        let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+        Ok(api::NodeRevoked {
+            node: revoked.member.name.to_string(),
+            site: revoked.member.site_name.to_string(),
+            key: revoked.member.node.to_string(),
+            record: revoked.record,
+            confirmed: count(confirmed as usize),
+            members: count(revoked.members.len()),
+            unconfirmed: handle.with(move |core| core.names(&unconfirmed)).await?,
+            notes: vec![],
+        })
+    }
+
+    async fn grant(
+        &self,
+        _: &Call,
+        vdc: &str,
+        node: &str,
+        change: api::GrantChange,
+    ) -> Result<api::NodeView, ApiError> {
+        let node = node.to_owned();
+        self.find(vdc).await?.with(move |core| core.grant(&node, &change)).await?
+    }
+
+    async fn peers(&self, vdc: &str) -> Result<api::PeerList, ApiError> {
+        self.find(vdc).await?.with(|core| core.peers()).await
+    }
+
+    async fn connect(&self, _: &Call, vdc: &str, request: api::ConnectRequest) -> Result<api::Connected, ApiError> {
+        let handle = self.find(vdc).await?;
+        let started = Instant::now();
+        let addresses = resolve(&request.address).await?;
+        let mut keys = vec![];
+        for address in addresses {
+            let node = request.node.clone();
+            keys = handle.with(move |core| core.places_to_try(node.as_deref(), address)).await??;
+            for key in &keys {
+                handle.control().dial(*key, address).await;
+            }
+        }
+        let mut links = handle.control().watch_links();
+        let linked = tokio::time::timeout(CONNECT_TIMEOUT, async {
+            loop {
+                if let Some(link) = links.borrow_and_update().iter().find(|link| keys.contains(&link.node)) {
+                    return Some(link.clone());
+                }
+                links.changed().await.ok()?;
+            }
+        });
+        let link = linked.await.ok().flatten().ok_or_else(|| {
+            ApiError::new(ErrorCode::Unreachable, format!("no member answers at {}", request.address))
+                .hint("the port is that of the control plane (`meshctl status` shows it on the other box)")
+        })?;
+        let node = handle.with(move |core| core.node_show(&link.node.to_string())).await??;
+        let transport = match link.transport {
+            meshd_control::Transport::Quic => "quic",
+            meshd_control::Transport::Tcp => "tcp",
+        };
+        Ok(api::Connected {
+            node: node.name,
+            site: node.site,
+            key: node.key,
+            address: link.address.to_string(),
+            transport: transport.into(),
+            elapsed_ms: u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
+        })
+    }
+
+    async fn ping(&self, vdc: &str, query: api::PingQuery) -> Result<Items<api::PingEvent>, ApiError> {
+        let handle = self.find(vdc).await?;
+        let target = query.target.clone();
+        let (source, destination, node) = handle.with(move |core| core.ping_route(&target)).await??;
+        let pinger = Pinger::open(source, destination, u16::from_le_bytes(random()), query.size_bytes)
+            .map_err(|error| crate::error::system("cannot open an ICMP socket", &error))?;
+        Ok(ping_stream(handle, pinger, query, node, destination))
+    }
+
+    async fn invite_list(&self, vdc: &str) -> Result<api::InviteList, ApiError> {
+        self.find(vdc).await?.with(|core| core.invite_list()).await
+    }
+
+    async fn invite_create(
+        &self,
+        _: &Call,
+        vdc: &str,
+        request: api::InviteCreate,
+    ) -> Result<api::InviteCreated, ApiError> {
+        self.find(vdc).await?.with(move |core| core.invite_create(&request)).await?
+    }
+
+    async fn invite_revoke(&self, _: &Call, vdc: &str, invite: &str) -> Result<api::InviteView, ApiError> {
+        let invite = invite.to_owned();
+        self.find(vdc).await?.with(move |core| core.invite_revoke(&invite)).await?
+    }
+
+    async fn site_list(&self, vdc: &str) -> Result<api::SiteList, ApiError> {
+        self.find(vdc).await?.with(|core| core.site_list()).await
+    }
+
+    async fn site_add(&self, _: &Call, vdc: &str, request: api::SiteAdd) -> Result<api::SiteAdded, ApiError> {
+        self.find(vdc).await?.with(move |core| core.site_add(&request)).await?
+    }
+
+    async fn exposure_list(&self, vdc: &str) -> Result<api::ExposureList, ApiError> {
+        self.find(vdc).await?.with(|core| core.exposure_list()).await
+    }
+
+    async fn exposure_change(
+        &self,
+        _: &Call,
+        vdc: &str,
+        change: api::ExposureChange,
+    ) -> Result<api::ExposureView, ApiError> {
+        self.find(vdc).await?.with(move |core| core.exposure_change(&change)).await?
+    }
+
+    async fn block_list(&self, vdc: &str) -> Result<api::BlockList, ApiError> {
+        self.find(vdc).await?.with(|core| core.block_list()).await
+    }
+
+    async fn block_create(&self, _: &Call, vdc: &str, request: api::BlockCreate) -> Result<api::BlockView, ApiError> {
+        self.find(vdc).await?.with(move |core| core.block_create(&request)).await?
+    }
+
+    async fn block_lift(&self, _: &Call, vdc: &str, block: &str) -> Result<api::BlockView, ApiError> {
+        let block = block.to_owned();
+        self.find(vdc).await?.with(move |core| core.block_lift(&block)).await?
+    }
+
+    async fn explain(&self, vdc: &str, query: api::ExplainQuery) -> Result<api::Explanation, ApiError> {
+        self.find(vdc).await?.with(move |core| core.explain(&query)).await?
+    }
+}
+
+impl Daemon {
+    async fn join_to_the_end(
+        &self,
+        invite: &vdc::invite::Invite,
+        alias: &Name,
+        node_name: Name,
+        progress: &Progress,
+        started: Instant,
+    ) -> Result<api::Joined, ApiError> {
+        let _guard = self.membership.lock().await;
+        if let Ok(handle) = self.find(alias.as_str()).await {
+            return joined_before(&handle, invite, started).await;
+        }
+        let admitted = joining::admit(&self.state, invite, alias, node_name, progress).await?;
+        let serve = self.serve(admitted.dir);
+        let handle = progress.step("connect", "bring the network up", |_| None, serve).await?;
+        let node = handle.with(|core| core.own_node()).await??;
+        let vdc = handle.with(|core| core.vdc_view()).await?;
+        let text = format!("this node joined as {}", node.fqdn);
+        self.shared.events.push(api::Severity::Info, "joined", Some(alias.as_str()), None, text);
+        let dns = self.shared.dns.view(vdc.domain.clone()).await;
+        Ok(api::Joined {
+            vdc,
+            node: node.name,
+            site: node.site,
+            fqdn: node.fqdn,
+            addresses: node.addresses,
+            registrar: handle.with(move |core| core.names(&[admitted.registrar])).await?.concat(),
+            already_member: admitted.already_member,
+            elapsed_ms: u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
+            problems: handle.with(move |core| core.problems(&dns)).await?,
+        })
+    }
+
+    /// An IPv4 range in 10.0.0.0/8 that no route of this host uses, chosen at random so that two VDCs rarely share one.
+    async fn default_ipv4(&self) -> Option<Ipv4Block> {
+        let taken = crate::data_plane::ipv4_routes().await;
+        let whole: Ipv4Block = "10.0.0.0/8".parse().ok()?;
+        let start = u32::from(u8::from_le_bytes(random()));
+        let candidates = (0..64).filter_map(|i| whole.sub_block(IPV4_RANGE_LENGTH, (start + i) % 64));
+        candidates.into_iter().find(|block| taken.iter().all(|other| !block.overlaps(*other)))
+    }
+}
+
+/// The token was used here before: the same membership again.
+async fn joined_before(
+    handle: &CoreHandle,
+    invite: &vdc::invite::Invite,
+    started: Instant,
+) -> Result<api::Joined, ApiError> {
+    let vdc = handle.with(|core| core.vdc_view()).await?;
+    if vdc.id != invite.vdc.to_string() {
+        return Err(ApiError::new(ErrorCode::Conflict, format!("this node is in another VDC called {:?} already", vdc.name))
+            .hint("give this one another local name with --as NAME"));
+    }
+    let node = handle.with(|core| core.own_node()).await??;
+    Ok(api::Joined {
+        vdc,
+        node: node.name,
+        site: node.site,
+        fqdn: node.fqdn,
+        addresses: node.addresses,
+        registrar: node.membership.record.issuer,
+        already_member: true,
+        elapsed_ms: u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
+        problems: vec![],
+    })
+}
+
+fn version() -> api::Version {
+    api::Version { daemon: env!("CARGO_PKG_VERSION").into(), commit: None, api: "v1".into() }
+}
+
+/// The host's name as a node name: its first label, made to fit.
+fn host_name() -> Name {
+    let text = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let label: String = text
+        .trim()
+        .split('.')
+        .next()
+        .unwrap_or_default()
+        .to_ascii_lowercase()
+        .chars()
+        .map(|c| if c.is_ascii_alphanumeric() { c } else { '-' })
+        .take(Name::LENGTH_MAX)
+        .collect();
+    let label = label.trim_start_matches(|c: char| !c.is_ascii_lowercase()).trim_end_matches('-').to_owned();
+    Name::new(&label).or_else(|_| Name::new("node")).expect("a literal label")
+}
+
+/// Tells every member of a tombstone at once and counts who confirmed; the others learn it by sync.
+async fn spread(handle: &CoreHandle, revoked: &Revoked) -> (u32, Vec<vdc::Key>) {
+    let Some(record) = &revoked.signed else { return (0, revoked.members.clone()) };
+    let message = Message::Records(vec![Packed::Shared(Arc::clone(record))]);
+    let links = handle.control().links();
+    let mut asked: FuturesUnordered<_> = revoked
+        .members
+        .iter()
+        .filter(|key| links.iter().any(|link| link.node == **key))
+        .map(|key| {
+            let request = Request::Sync(message.clone());
+            async move { (*key, handle.control().request(*key, request, CONFIRM_TIMEOUT).await) }
+        })
+        .collect();
+    let mut confirmed = vec![];
+    while let Some((key, answer)) = asked.next().await {
+        match answer {
+            Ok(Response::Done) => confirmed.push(key),
+            Ok(_) => {}
+            Err(error) => tracing::debug!(peer = %key.short(), error = chain(&error), "not confirmed"),
+        }
+    }
+    let unconfirmed = revoked.members.iter().copied().filter(|key| !confirmed.contains(key)).collect();
+    (u32::try_from(confirmed.len()).unwrap_or(u32::MAX), unconfirmed)
+}
+
+/// The addresses that `HOST:PORT` means.
+async fn resolve(text: &str) -> Result<Vec<SocketAddr>, ApiError> {
+    let error = |why: String| {
+        ApiError::bad_request("address", why).hint("use HOST:PORT, IPV4:PORT or [IPV6]:PORT of a member's control port")
+    };
+    let found = tokio::net::lookup_host(text).await.map_err(|e| error(format!("{text:?} is no address: {e}")))?;
+    let found: Vec<SocketAddr> = found.take(8).collect();
+    if found.is_empty() { Err(error(format!("{text:?} has no address"))) } else { Ok(found) }
+}
+
+/// What [`ping_stream`] goes on from.
+struct Pinging {
+    handle: CoreHandle,
+    pinger: Pinger,
+    query: api::PingQuery,
+    node: api::NodeView,
+    destination: IpAddr,
+    sequence: u32,
+    next: tokio::time::Instant,
+}
+
+fn ping_stream(
+    handle: CoreHandle,
+    pinger: Pinger,
+    query: api::PingQuery,
+    node: api::NodeView,
+    destination: IpAddr,
+) -> Items<api::PingEvent> {
+    let started = api::PingEvent::Started {
+        node: node.name.clone(),
+        site: node.site.clone(),
+        address: destination.to_string(),
+        size_bytes: query.size_bytes,
+    };
+    let next = tokio::time::Instant::now();
+    let state = Pinging { handle, pinger, query, node, destination, sequence: 0, next };
+    let replies = stream::unfold(state, |mut state| async move {
+        if state.query.count.is_some_and(|count| state.sequence >= count) {
+            return None;
+        }
+        tokio::time::sleep_until(state.next).await;
+        state.next = tokio::time::Instant::now() + Duration::from_millis(u64::from(state.query.interval_ms.max(100)));
+        state.sequence += 1;
+        let event = state.once().await;
+        Some((event, state))
+    });
+    stream::once(async { Ok(started) }).chain(replies.map(Ok)).boxed()
+}
+
+impl Pinging {
+    async fn once(&self) -> api::PingEvent {
+        let seq = self.sequence;
+        let wire = u16::try_from(seq % (1 << 16)).expect("reduced to 16 bits");
+        let timeout = Duration::from_millis(u64::from(self.query.timeout_ms.clamp(100, 60_000)));
+        match self.pinger.ping(wire, timeout).await {
+            Ok(Some(rtt)) => {
+                let key = self.node.key.clone();
+                let path = self.handle.with(move |core| core.path_to(&key)).await.ok().flatten();
+                let rtt_ms = (rtt.as_secs_f64() * 1e6).round() / 1e3;
+                api::PingEvent::Reply { seq, rtt_ms, size_bytes: self.query.size_bytes, path }
+            }
+            Ok(None) => {
+                let key = self.node.key.clone();
+                let why = self.handle.with(move |core| core.why_unreached(&key)).await.ok().flatten();
+                api::PingEvent::Lost { seq, reason: why.unwrap_or_else(|| format!("no reply from {}", self.destination)) }
+            }
+            Err(error) => api::PingEvent::Lost { seq, reason: error.to_string() },
+        }
+    }
+}

@@ -1,0 +1,670 @@
+//! What the API orders: each is one synchronous step of the core.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use meshd_state::Changes;
+use vdc::address::HOST;
+use vdc::invite::{INVITE_USES_MAX, Invite, InviteOptions, InviteRegistrar, InviteState};
+use vdc::record::{BlockMatch, ContactAddress, Role, Signed};
+use vdc::roster::{MemberView, issue};
+use vdc::{Hash, InviteId, Key, Name, SiteNumber};
+use vdc_api::{self as api, ApiError, ErrorCode};
+
+use super::issuing::Signer;
+use super::Core;
+use crate::entropy::random;
+use crate::views;
+
+/// Longest life of an invite: a year. A longer one is a standing door.
+const INVITE_LIFETIME_MAX: Duration = Duration::from_secs(366 * 86_400);
+/// Invites kept, open or ended; the oldest ended ones make room.
+const INVITES_MAX: usize = 4096;
+
+/// Parses a name given by a user.
+pub(crate) fn parse_name(field: &str, text: &str) -> Result<Name, ApiError> {
+    Name::new(text).map_err(|error| ApiError::bad_request(field, error.to_string()))
+}
+
+impl Core {
+    /// Resolves a node given as `NODE`, `NODE.SITE`, its DNS name, or part of its key.
+    pub(crate) fn find(&self, text: &str) -> Result<&MemberView, ApiError> {
+        let suffix = format!(".{}.{}", self.alias, views::TOP_DOMAIN);
+        let short = text.strip_suffix(&suffix).unwrap_or(text);
+        if let Ok(address) = short.parse::<IpAddr>() {
+            let owns = |m: &&MemberView| match address {
+                IpAddr::V6(v6) => m.prefix.contains(v6),
+                IpAddr::V4(v4) => m.ipv4.is_some_and(|block| block.contains(v4)),
+            };
+            let found = self.view.reachable().find(owns);
+            return found.ok_or_else(|| ApiError::not_found(format!("no node of the VDC has the address {address}")));
+        }
+        self.view.find(short).map_err(|error| {
+            use vdc::roster::FindError;
+            let (code, hint) = match error {
+                FindError::Unknown { .. } => (ErrorCode::NotFound, "`meshctl node list` shows all nodes"),
+                FindError::Ambiguous { .. } => (ErrorCode::AmbiguousName, "write NODE.SITE or a longer part of the key"),
+            };
+            let text = error.to_string();
+            ApiError::new(code, text.split("; ").next().unwrap_or(&text)).hint(hint)
+        })
+    }
+
+    // ---- exposure
+
+    pub(crate) fn exposure_change(&mut self, change: &api::ExposureChange) -> Result<api::ExposureView, ApiError> {
+        let parse = |field: &str, texts: &[String]| {
+            texts
+                .iter()
+                .enumerate()
+                .map(|(i, text)| {
+                    let spec: Result<api::PortSpec, _> = text.parse();
+                    spec.map(views::port_range)
+                        .map_err(|e| ApiError::bad_request(&format!("{field}[{i}]"), e.to_string()))
+                })
+                .collect::<Result<Vec<_>, _>>()
+        };
+        let (add, remove) = (parse("add", &change.add)?, parse("remove", &change.remove)?);
+        let own = self.own().ok_or_else(not_a_member)?;
+        let held = own.ports().to_vec();
+        let mut ports: Vec<_> = held.iter().copied().chain(add).collect();
+        for gone in &remove {
+            ports = ports.iter().flat_map(|range| without(range, gone)).collect();
+        }
+        let wanted = normalised(&ports);
+        if wanted.len() > 256 {
+            return Err(ApiError::bad_request("add", "a node can declare at most 256 port ranges"));
+        }
+        if wanted != normalised(&held) {
+            self.publish(Signer::Node, |view, key| issue::exposure(view, key, wanted.clone()))?;
+        }
+        let own = self.own().ok_or_else(not_a_member)?;
+        Ok(self.with_context(|context| context.exposure(own)))
+    }
+
+    // ---- grants
+
+    pub(crate) fn grant(&mut self, node: &str, change: &api::GrantChange) -> Result<api::NodeView, ApiError> {
+        let member = self.find(node)?;
+        let subject = member.node;
+        let mut roles: Vec<Role> = member.roles.iter().copied().filter(|r| *r == Role::Operator).collect();
+        let mut labels = member.labels.clone();
+        for (field, texts, add) in [("add_roles", &change.add_roles, true), ("remove_roles", &change.remove_roles, false)] {
+            for text in texts {
+                let role = grantable(field, text)?;
+                roles.retain(|r| *r != role);
+                if add {
+                    roles.push(role);
+                }
+            }
+        }
+        for (field, texts, add) in
+            [("add_labels", &change.add_labels, true), ("remove_labels", &change.remove_labels, false)]
+        {
+            for text in texts {
+                let label = parse_name(field, text)?;
+                labels.retain(|l| *l != label);
+                if add {
+                    labels.push(label);
+                }
+            }
+        }
+        if labels.len() > 64 {
+            return Err(ApiError::bad_request("add_labels", "a node can have at most 64 labels"));
+        }
+        let mut sorted = labels.clone();
+        sorted.sort();
+        let mut before: Vec<Role> = member.roles.iter().copied().filter(|r| *r == Role::Operator).collect();
+        before.sort();
+        if (before, member.labels.clone()) != (roles.clone(), sorted) {
+            self.publish(Signer::NodeOrOwner, |view, key| {
+                issue::grant(view, key, &subject, roles.clone(), labels.clone())
+            })?;
+        }
+        let member = self.view.members.get(&subject).ok_or_else(not_a_member)?;
+        Ok(self.with_context(|context| context.node(member)))
+    }
+
+    // ---- revoking
+
+    /// Ends a node. Returns its view from before, the tombstone, and who should hear of it now.
+    pub(crate) fn revoke(&mut self, node: &str, reason: &str) -> Result<Revoked, ApiError> {
+        let member = self.find(node)?.clone();
+        if member.node == self.own_key() {
+            return Err(ApiError::new(ErrorCode::Refused, "a node does not revoke itself")
+                .hint("use `meshctl leave` here, or revoke it from another admin's node"));
+        }
+        if let (vdc::roster::Standing::Revoked, Some(tombstone)) = (member.standing, member.records.tombstone) {
+            return Ok(self.revoked(&member, tombstone));
+        }
+        let keep = self.roster.issued_by(&member.node);
+        let now = self.now();
+        let tombstone = self.publish(Signer::OwnerOrNode, |view, key| {
+            issue::revocation(view, key, &member.node, reason, now, &keep)
+        })?;
+        self.event(api::Severity::Warning, "node-revoked", Some(member.full_name()), format!("revoked: {reason}"));
+        Ok(self.revoked(&member, tombstone))
+    }
+
+    fn revoked(&self, member: &MemberView, tombstone: Hash) -> Revoked {
+        let record = self.with_context(|context| context.record_or_hash("tombstone", &tombstone));
+        let members: Vec<Key> =
+            self.view.reachable().map(|m| m.node).filter(|key| *key != self.own_key() && *key != member.node).collect();
+        let signed = self.record(&tombstone).cloned();
+        Revoked { member: member.clone(), record, signed, members }
+    }
+
+    // ---- leaving
+
+    /// Signs this node's own tombstone. Refused for the last admin or registrar unless forced.
+    pub(crate) fn leave(&mut self, force: bool) -> Result<Revoked, ApiError> {
+        let own_key = self.own_key();
+        let own = self.own().ok_or_else(not_a_member)?.clone();
+        let others = self.view.reachable().any(|m| m.node != own_key);
+        let holds = |keys: &mut dyn Iterator<Item = Key>| {
+            let keys: Vec<Key> = keys.collect();
+            keys.contains(&own_key) && keys.len() == 1
+        };
+        let last_admin = holds(&mut self.view.admins.iter().filter(|a| a.active && !a.closed).map(|a| a.key));
+        let last_registrar =
+            self.view.sites.values().find(|s| holds(&mut s.registrars.iter().filter(|r| !r.closed).map(|r| r.key)));
+        if others && !force && (last_admin || last_registrar.is_some()) {
+            let what = match last_registrar {
+                Some(site) => format!("this node is the only registrar of site {}", site.name),
+                None => "this node is the only admin of the VDC".to_owned(),
+            };
+            return Err(ApiError::refused(what).hint(
+                "let another node take over first (`meshctl site add` for a registrar), or end it with `meshctl leave --force`",
+            ));
+        }
+        let now = self.now();
+        let tombstone = self.publish(Signer::Node, |view, key| issue::leave(view, key, now))?;
+        Ok(self.revoked(&own, tombstone))
+    }
+
+    // ---- blocks
+
+    pub(crate) fn block_create(&mut self, request: &api::BlockCreate) -> Result<api::BlockView, ApiError> {
+        let node = |text: &Option<String>| text.as_ref().map(|t| self.find(t).map(|m| m.node)).transpose();
+        let (from, to) = (node(&request.from)?, node(&request.to)?);
+        let ports = request
+            .port
+            .as_ref()
+            .map(|text| text.parse().map(views::port_range))
+            .transpose()
+            .map_err(|e: api::PortSpecError| ApiError::bad_request("port", e.to_string()))?;
+        if from.is_none() && to.is_none() && ports.is_none() {
+            return Err(ApiError::bad_request("from", "a block must name a source, a destination or a port")
+                .hint("for example `meshctl block --from NODE`"));
+        }
+        let (id, matches) = (Hash(random()), BlockMatch { from, to, ports });
+        let reason = request.reason.clone().unwrap_or_default();
+        self.publish(Signer::NodeOrOwner, |view, key| issue::block(view, key, id, matches.clone(), &reason))?;
+        self.event(api::Severity::Warning, "block-signed", None, format!("block {} signed", id.short()));
+        let block = self.view.blocks.iter().find(|b| b.block.id == id);
+        let block = block.ok_or_else(|| ApiError::new(ErrorCode::Internal, "the block is not in the view"))?;
+        Ok(self.with_context(|context| context.block(block)))
+    }
+
+    pub(crate) fn block_lift(&mut self, text: &str) -> Result<api::BlockView, ApiError> {
+        let mut fitting = self.view.blocks.iter().filter(|b| text.len() >= 4 && b.block.id.to_string().starts_with(text));
+        let block = match (fitting.next(), fitting.next()) {
+            (Some(block), None) => block.clone(),
+            (None, _) => {
+                return Err(ApiError::not_found(format!("no active block begins with {text:?}"))
+                    .hint("`meshctl blocks` lists them; give at least 4 digits"));
+            }
+            (Some(_), Some(_)) => {
+                return Err(ApiError::new(ErrorCode::AmbiguousName, format!("several blocks begin with {text:?}"))
+                    .hint("give more digits"));
+            }
+        };
+        let hash = self.publish(Signer::NodeOrOwner, |view, key| issue::lift(view, key, &block.block.id))?;
+        self.event(api::Severity::Info, "block-lifted", None, format!("block {} lifted", block.block.id.short()));
+        let mut view = self.with_context(|context| context.block(&block));
+        view.lifted = true;
+        view.record = self.with_context(|context| context.record_or_hash("block", &hash));
+        Ok(view)
+    }
+
+    // ---- sites and invites
+
+    /// Finds or founds a site. Returns its number and whether it is new.
+    fn ensure_site(&mut self, name: &Name) -> Result<(SiteNumber, bool), ApiError> {
+        if let Some(site) = self.view.site_by_name(name.as_str()) {
+            return Ok((site.number, false));
+        }
+        let founder = self.own().ok_or_else(not_a_member)?.site;
+        let now = self.now();
+        self.publish(Signer::NodeOrOwner, |view, key| issue::site(view, key, name, founder, now))?;
+        let site = self.view.site_by_name(name.as_str());
+        let site = site.ok_or_else(|| ApiError::new(ErrorCode::Internal, "the new site is not in the view"))?;
+        Ok((site.number, true))
+    }
+
+    pub(crate) fn invite_create(&mut self, request: &api::InviteCreate) -> Result<api::InviteCreated, ApiError> {
+        let uses = u16::try_from(request.uses).ok().filter(|uses| (1..=INVITE_USES_MAX).contains(uses));
+        let uses = uses
+            .ok_or_else(|| ApiError::bad_request("uses", format!("an invite has 1 to {INVITE_USES_MAX} uses")))?;
+        let name = match &request.site {
+            Some(text) => parse_name("site", text)?,
+            None => self.own().ok_or_else(not_a_member)?.site_name.clone(),
+        };
+        let (site, site_created) = self.ensure_site(&name)?;
+        self.invite(site, uses, request.expires_s, request.ephemeral, false, site_created)
+    }
+
+    pub(crate) fn site_add(&mut self, request: &api::SiteAdd) -> Result<api::SiteAdded, ApiError> {
+        if request.ipv4.is_some() {
+            return Err(ApiError::bad_request("ipv4", "a site's IPv4 block is the next free one of the VDC's range")
+                .hint("leave --ipv4 out"));
+        }
+        let name = parse_name("name", &request.name)?;
+        let (number, created) = self.ensure_site(&name)?;
+        let site = self.view.sites.get(&number).ok_or_else(not_a_member)?;
+        if site.registrars.iter().any(|r| r.active && !r.closed) && !created {
+            return Err(ApiError::new(ErrorCode::Conflict, format!("site {name} has its own registrar already"))
+                .hint(format!("invite further nodes with `meshctl invite create --site {name}` there")));
+        }
+        if !self.view.is_admin(&self.own_key()) {
+            return Err(ApiError::refused("only an admin can give a site its own registrar")
+                .hint("run the command on an admin's node (`meshctl node list` shows roles)"));
+        }
+        let invite = self.invite(number, 1, request.expires_s, false, true, created)?;
+        let site = self.view.sites.get(&number).ok_or_else(not_a_member)?;
+        Ok(api::SiteAdded { site: self.with_context(|context| context.site(site)), invite, existed: !created })
+    }
+
+    fn invite(
+        &mut self,
+        site: SiteNumber,
+        uses: u16,
+        expires_s: u64,
+        ephemeral: bool,
+        founder: bool,
+        site_created: bool,
+    ) -> Result<api::InviteCreated, ApiError> {
+        let lifetime = Duration::from_secs(expires_s);
+        if lifetime.is_zero() || lifetime > INVITE_LIFETIME_MAX {
+            return Err(ApiError::bad_request("expires_s", "an invite lasts 1 second to 366 days"));
+        }
+        let own_key = self.own_key();
+        let allowed = self.view.registrars_for(site).iter().any(|r| r.key == own_key);
+        if !allowed {
+            let name = self.view.sites.get(&site).map_or_else(String::new, |s| s.name.to_string());
+            return Err(ApiError::refused(format!("this node is not a registrar of site {name}"))
+                .hint("create the invite on a registrar of that site (`meshctl node list` shows roles)"));
+        }
+        let now = self.now();
+        let options = InviteOptions { site, uses, expires: now.plus(lifetime), founder, ephemeral };
+        let doors = self.doors();
+        let (id, seed) = (InviteId(random()), random());
+        let (invite, state) =
+            InviteState::create(&self.view, &self.secrets.node, doors, &options, id, seed, now)
+                .map_err(|error| super::issuing::refused(&error))?;
+        self.forget_old_invites();
+        if self.invites.len() >= INVITES_MAX {
+            return Err(ApiError::new(ErrorCode::Conflict, format!("{INVITES_MAX} invites are open"))
+                .hint("end some with `meshctl invite revoke`"));
+        }
+        let encoded = state.encode();
+        self.transact(|_| {
+            Ok(((), vec![], Changes { put_invites: vec![(invite.id, encoded)], ..Changes::default() }))
+        })?;
+        self.invites.insert(invite.id, state);
+        self.open_door();
+        let token = invite.token();
+        let view = self.invites.get(&invite.id).map(|state| self.invite_view(&invite.id, state));
+        let view = view.ok_or_else(|| ApiError::new(ErrorCode::Internal, "the invite was just made"))?;
+        Ok(api::InviteCreated { token, invite: view, reachability: self.reachability(&invite), site_created })
+    }
+
+    /// Ended invites go when there is no room, oldest first; their audit trail stays in the records.
+    fn forget_old_invites(&mut self) {
+        if self.invites.len() < INVITES_MAX {
+            return;
+        }
+        let now = self.now();
+        let ended: Vec<InviteId> =
+            self.invites.iter().filter(|(_, s)| s.check_open(now).is_err()).map(|(id, _)| *id).take(INVITES_MAX / 4).collect();
+        for id in ended {
+            self.invites.remove(&id);
+            let changes = Changes { remove_invites: vec![id], ..Changes::default() };
+            if self.store.commit(&changes).is_err() {
+                return; // reported by the next write that matters
+            }
+        }
+    }
+
+    pub(crate) fn invite_list(&self) -> api::InviteList {
+        let mut invites: Vec<_> = self.invites.iter().map(|(id, state)| self.invite_view(id, state)).collect();
+        invites.sort_by(|a, b| (&b.created_at, &a.id).cmp(&(&a.created_at, &b.id)));
+        api::InviteList { vdc: self.alias.to_string(), invites }
+    }
+
+    pub(crate) fn invite_revoke(&mut self, text: &str) -> Result<api::InviteView, ApiError> {
+        let mut fitting = self.invites.keys().filter(|id| text.len() >= 4 && id.to_string().starts_with(text));
+        let id = match (fitting.next(), fitting.next()) {
+            (Some(id), None) => *id,
+            (None, _) => {
+                return Err(ApiError::not_found(format!("no invite of this registrar begins with {text:?}"))
+                    .hint("`meshctl invite list` shows them; give at least 4 digits"));
+            }
+            (Some(_), Some(_)) => {
+                return Err(ApiError::new(ErrorCode::AmbiguousName, format!("several invites begin with {text:?}"))
+                    .hint("give more digits"));
+            }
+        };
+        let mut state = self.invites.get(&id).cloned().ok_or_else(not_a_member)?;
+        state.revoked = true;
+        let changes = Changes { put_invites: vec![(id, state.encode())], ..Changes::default() };
+        self.transact(|_| Ok(((), vec![], changes)))?;
+        self.invites.insert(id, state);
+        let state = self.invites.get(&id).ok_or_else(not_a_member)?;
+        Ok(self.invite_view(&id, state))
+    }
+
+    fn invite_view(&self, id: &InviteId, state: &InviteState) -> api::InviteView {
+        let now = self.now();
+        let kind = if state.revoked {
+            api::InviteState::Revoked
+        } else if state.uses_left == 0 {
+            api::InviteState::Used
+        } else if now > state.expires {
+            api::InviteState::Expired
+        } else {
+            api::InviteState::Open
+        };
+        let redeemed = state.redeemed.iter().map(|(node, _)| api::RedemptionView {
+            node: self.with_context(|context| context.name_of(node)),
+            key: node.to_string(),
+            at: None,
+            address: None,
+        });
+        let used = u32::try_from(state.redeemed.len()).unwrap_or(u32::MAX);
+        api::InviteView {
+            id: id.to_string(),
+            site: self.view.sites.get(&state.site).map_or_else(|| state.site.0.to_string(), |s| s.name.to_string()),
+            state: kind,
+            created_at: state.created.to_string(),
+            expires_at: state.expires.to_string(),
+            expires_in_s: state.expires.since(now).as_secs(),
+            uses: u32::from(state.uses_left).saturating_add(used),
+            uses_left: u32::from(state.uses_left),
+            ephemeral: state.ephemeral,
+            founder: state.founder,
+            registrar: self.with_context(|context| context.name_of(&context.own)),
+            redeemed: redeemed.collect(),
+        }
+    }
+
+    /// The door to an invite of ours: advertised names first, then what peers see, then own addresses.
+    fn doors(&self) -> Vec<InviteRegistrar> {
+        let port = self.door_port.unwrap_or(self.ports().door);
+        vec![InviteRegistrar { key: self.own_key(), addresses: self.underlay_addresses(port) }]
+    }
+
+    /// Says whether a joiner could come in by the addresses in the invite.
+    fn reachability(&self, invite: &Invite) -> api::Reachability {
+        let addresses = &invite.registrar().addresses;
+        let advertised = !self.shared.config.network.advertise.is_empty();
+        let public = |address: &ContactAddress| match address {
+            ContactAddress::Dns(..) => true,
+            ContactAddress::Ip(ip, _) => is_public(*ip),
+        };
+        let seen_from_outside = self.observed.keys().any(|ip| is_public(*ip) && self.local_addresses.contains(ip));
+        let (verdict, message, hint) = if addresses.is_empty() {
+            (
+                api::ReachabilityVerdict::Unreachable,
+                "this node has no address that anybody could reach",
+                Some("bring a network interface up, or set `network.advertise` in /etc/meshd/meshd.toml"),
+            )
+        } else if seen_from_outside {
+            (api::ReachabilityVerdict::Reachable, "peers reach this node at a public address", None)
+        } else if advertised || addresses.iter().any(public) {
+            (
+                api::ReachabilityVerdict::Likely,
+                "the invite holds a public address or name, but nobody has come in by it yet",
+                None,
+            )
+        } else {
+            (
+                api::ReachabilityVerdict::LocalOnly,
+                "the invite holds private addresses only: boxes on networks that route to them can join",
+                Some(
+                    "for boxes elsewhere, forward one UDP port at this site to this box's door port, or use IPv6, and set \
+                     `network.advertise` in /etc/meshd/meshd.toml",
+                ),
+            )
+        };
+        api::Reachability {
+            verdict,
+            message: message.into(),
+            hint: hint.map(str::to_owned),
+            addresses: addresses.iter().map(views::contact_text).collect(),
+        }
+    }
+
+    // ---- renewing and routes of the host
+
+    /// Starts a renewal; returns the serial that it will follow.
+    pub(crate) fn renew_now(&mut self) -> Result<u64, ApiError> {
+        let serial = self.own().ok_or_else(not_a_member)?.serial;
+        self.renew();
+        Ok(serial)
+    }
+
+    /// The renewal since `serial`, once it is there.
+    pub(crate) fn renewed_since(&self, serial: u64) -> Result<Option<api::Renewed>, ApiError> {
+        let own = self.own().ok_or_else(not_a_member)?;
+        if own.serial > serial {
+            return Ok(Some(api::Renewed {
+                node: own.full_name(),
+                serial: own.serial,
+                not_after: own.not_after.to_string(),
+                registrar: self.with_context(|context| context.name_of(&own.registrar)),
+            }));
+        }
+        match &self.renewal.error {
+            Some(error) => Err(ApiError::new(ErrorCode::Unreachable, "the membership was not renewed").cause(error.clone())),
+            None => Ok(None),
+        }
+    }
+
+    /// Leads the host's IPv4 routes into this VDC, or no longer.
+    pub(crate) fn set_in_use(&mut self, in_use: bool) -> Result<(), ApiError> {
+        self.in_use = in_use;
+        self.data.set_host_ipv4(in_use)
+    }
+
+    // ---- looking
+
+    /// Names of nodes, for people.
+    pub(crate) fn names(&self, keys: &[Key]) -> Vec<String> {
+        self.with_context(|context| keys.iter().map(|key| context.name_of(key)).collect())
+    }
+
+    /// From where to where a ping goes, and which node that is.
+    pub(crate) fn ping_route(&self, target: &str) -> Result<(IpAddr, IpAddr, api::NodeView), ApiError> {
+        let own = self.own().ok_or_else(not_a_member)?;
+        let member = self.find(target)?;
+        let asked: Option<IpAddr> = target.parse().ok();
+        let (source, destination) = match (asked, views::host_ipv4(own), views::host_ipv4(member)) {
+            (Some(IpAddr::V4(_)), Some(from), Some(to)) => (from.into(), to.into()),
+            _ => (own.prefix.address(HOST).into(), member.prefix.address(HOST).into()),
+        };
+        Ok((source, destination, self.with_context(|context| context.node(member))))
+    }
+
+    /// The path in use to a node, by its key.
+    pub(crate) fn path_to(&self, key: &str) -> Option<api::PathView> {
+        let key = key.parse().ok()?;
+        self.with_context(|context| context.link(&key).path)
+    }
+
+    /// Why a node is not reached, where the data plane knows.
+    pub(crate) fn why_unreached(&self, key: &str) -> Option<String> {
+        let key = key.parse().ok()?;
+        self.with_context(|context| context.link(&key).reason)
+    }
+
+    pub(crate) fn explain(&self, query: &api::ExplainQuery) -> Result<api::Explanation, ApiError> {
+        let spec: api::FlowSpec =
+            query.flow.parse().map_err(|e: api::PortSpecError| ApiError::bad_request("flow", e.to_string()))?;
+        let model = self
+            .view
+            .model()
+            .ok_or_else(|| ApiError::new(ErrorCode::Unavailable, "no policy is known yet, so nothing is allowed"))?;
+        let destination = self.address_of("destination", &query.destination, None)?;
+        let source = self.address_of("source", &query.source, Some(destination))?;
+        Ok(self.with_context(|context| {
+            let (from, to) = ((query.source.as_str(), source), (query.destination.as_str(), destination));
+            context.explain(&model, from, to, (&spec, views::flow(spec)))
+        }))
+    }
+
+    /// The overlay address that a user means: an address as it is, otherwise a node's, in the family of `like`.
+    pub(crate) fn address_of(&self, field: &str, text: &str, like: Option<IpAddr>) -> Result<IpAddr, ApiError> {
+        if let Ok(address) = text.parse::<IpAddr>() {
+            return Ok(address);
+        }
+        let member = self.find(text).map_err(|error| ApiError { field: Some(field.to_owned()), ..error })?;
+        Ok(match (like, views::host_ipv4(member)) {
+            (Some(IpAddr::V4(_)), Some(v4)) => v4.into(),
+            _ => member.prefix.address(HOST).into(),
+        })
+    }
+
+    /// Keeps an address by hand for `node`, or for every unreached member when none is named, and tries it.
+    pub(crate) fn places_to_try(&mut self, node: Option<&str>, address: SocketAddr) -> Result<Vec<Key>, ApiError> {
+        let keys = match node {
+            Some(text) => vec![self.find(text)?.node],
+            None => {
+                let own = self.own_key();
+                self.view.reachable().map(|m| m.node).filter(|k| *k != own && !self.links.contains_key(k)).collect()
+            }
+        };
+        for key in &keys {
+            self.seen.saw(*key, address);
+        }
+        self.caches_dirty = true;
+        Ok(keys)
+    }
+
+    pub(super) fn event(&self, severity: api::Severity, kind: &str, node: Option<String>, message: impl Into<String>) {
+        self.shared.events.push(severity, kind, Some(self.alias.as_str()), node, message);
+    }
+
+    /// When both ends of a link last held the same records.
+    pub(super) fn view_age(&self) -> Option<(Key, Duration)> {
+        self.syncer.last_confirmed().map(|(key, at)| (key, Instant::now().saturating_duration_since(at)))
+    }
+}
+
+/// What [`Core::revoke`] and [`Core::leave`] did.
+#[derive(Debug)]
+pub(crate) struct Revoked {
+    pub(crate) member: MemberView,
+    pub(crate) record: api::RecordView,
+    /// The tombstone itself, to be told to everybody at once.
+    pub(crate) signed: Option<Arc<Signed>>,
+    /// Who should hear of it.
+    pub(crate) members: Vec<Key>,
+}
+
+pub(super) fn not_a_member() -> ApiError {
+    ApiError::refused("this node is not a member of the VDC any more").hint("join it again with a new invite")
+}
+
+fn grantable(field: &str, text: &str) -> Result<Role, ApiError> {
+    match text {
+        "operator" => Ok(Role::Operator),
+        "host" => Err(ApiError::bad_request(field, "every member is a host; it cannot be granted or removed")),
+        "admin" | "owner" | "registrar" => {
+            Err(ApiError::bad_request(field, format!("{text} is no role that a grant gives"))
+                .hint("registrars come by `meshctl site add`; admins are delegated by the owners"))
+        }
+        other => Err(ApiError::bad_request(field, format!("there is no role {other:?}")).hint("roles: operator")),
+    }
+}
+
+/// Ascending, overlapping and adjacent ranges joined.
+fn normalised(ports: &[vdc::record::PortRange]) -> Vec<vdc::record::PortRange> {
+    let mut sorted = ports.to_vec();
+    sorted.sort();
+    let mut joined: Vec<vdc::record::PortRange> = vec![];
+    for range in sorted {
+        match joined.last_mut() {
+            Some(last) if last.protocol == range.protocol && u32::from(range.first) <= u32::from(last.last) + 1 => {
+                last.last = last.last.max(range.last);
+            }
+            _ => joined.push(range),
+        }
+    }
+    joined
+}
+
+/// What is left of `range` without `gone`.
+fn without(range: &vdc::record::PortRange, gone: &vdc::record::PortRange) -> Vec<vdc::record::PortRange> {
+    if range.protocol != gone.protocol || gone.last < range.first || range.last < gone.first {
+        return vec![*range];
+    }
+    let mut left = vec![];
+    if range.first < gone.first {
+        left.push(vdc::record::PortRange { last: gone.first - 1, ..*range });
+    }
+    if gone.last < range.last {
+        left.push(vdc::record::PortRange { first: gone.last + 1, ..*range });
+    }
+    left
+}
+
+/// Whether an address can be reached over the internet, as far as the address itself tells (RFC 6890).
+pub(super) fn is_public(ip: IpAddr) -> bool {
+    match ip {
+        IpAddr::V4(v4) => {
+            let [a, b, ..] = v4.octets();
+            let shared = a == 100 && (64..128).contains(&b); // RFC 6598
+            !(v4.is_private() || v4.is_loopback() || v4.is_link_local() || v4.is_unspecified() || shared)
+        }
+        IpAddr::V6(v6) => {
+            !(v6.is_loopback() || v6.is_unspecified() || v6.is_unique_local() || v6.is_unicast_link_local())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use vdc::record::{PortRange, Protocol};
+
+    use super::*;
+
+    fn range(first: u16, last: u16) -> PortRange {
+        PortRange { protocol: Protocol::Tcp, first, last }
+    }
+
+    #[test]
+    fn ports_join_and_leave_gaps() {
+        assert_eq!(normalised(&[range(82, 90), range(80, 80), range(81, 81)]), [range(80, 90)]);
+        assert_eq!(without(&range(80, 90), &range(85, 86)), [range(80, 84), range(87, 90)]);
+        assert_eq!(without(&range(80, 90), &range(1, 65535)), []);
+        let udp = PortRange { protocol: Protocol::Udp, first: 80, last: 90 };
+        assert_eq!(without(&range(80, 90), &udp), [range(80, 90)]);
+    }
+
+    #[test]
+    fn public_addresses_are_told_from_private_ones() {
+        for (text, public) in [
+            ("192.0.2.1", true),
+            ("10.0.0.1", false),
+            ("100.64.0.1", false),
+            ("100.128.0.1", true),
+            ("2001:db8::1", true),
+            ("fd00::1", false),
+            ("fe80::1", false),
+        ] {
+            assert_eq!(is_public(text.parse().expect("valid")), public, "{text}");
+        }
+    }
+}
