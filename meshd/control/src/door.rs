@@ -17,7 +17,7 @@ use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::admission::Admission;
+use crate::admission::{Admission, Rates};
 use crate::error::ListenError;
 use crate::exchange::{self, Exchange, Gate};
 use crate::handle::{ControlEvent, SwarmKind};
@@ -98,7 +98,7 @@ impl Door {
         let limits = ConnectionLimits::default()
             .with_max_pending_incoming(Some(PENDING_MAX))
             .with_max_established_incoming(Some(CONNECTIONS_MAX));
-        let gate = Gate::Door(Admission::new(Instant::now().into_std()));
+        let gate = Gate::Door(Admission::new(Rates::DOOR, Instant::now().into_std()));
         let behaviour = Behaviour {
             limits: connection_limits::Behaviour::new(limits),
             exchange: Exchange::new(gate, BUDGET_BYTES),

@@ -43,8 +43,8 @@ const OUTBOUND_STREAMS_MAX: usize = 16;
 /// Who gets past the handshake.
 #[derive(Debug)]
 pub(crate) enum Gate {
-    /// Current members, both ways.
-    Members(Arc<BTreeSet<Key>>),
+    /// Current members, both ways; handshakes begin at a limited rate.
+    Members(Arc<BTreeSet<Key>>, Admission),
     /// Whoever comes in, slowly; nobody is dialled.
     Door(Admission),
     /// Nobody comes in; only these are dialled.
@@ -132,7 +132,9 @@ impl<P: Protocol> Exchange<P> {
 
     /// Replaces the member set. Connections that it no longer covers are the owner's to close.
     pub(crate) fn set_members(&mut self, members: Arc<BTreeSet<Key>>) {
-        self.gate = Gate::Members(members);
+        if let Gate::Members(current, _) = &mut self.gate {
+            *current = members;
+        }
     }
 
     /// Replaces the nodes whose dialled connections stay open; tells the handlers of `connections` what changed.
@@ -184,8 +186,7 @@ impl<P: Protocol> NetworkBehaviour for Exchange<P> {
         remote: &Multiaddr,
     ) -> Result<(), ConnectionDenied> {
         match &mut self.gate {
-            Gate::Members(_) => Ok(()),
-            Gate::Door(admission) => {
+            Gate::Members(_, admission) | Gate::Door(admission) => {
                 let admitted = key::socket_address(remote)
                     .is_some_and(|(a, _)| admission.admit(a.ip(), Instant::now().into_std()));
                 if admitted { Ok(()) } else { Err(ConnectionDenied::new(Refused::Rate)) }
@@ -204,8 +205,8 @@ impl<P: Protocol> NetworkBehaviour for Exchange<P> {
         let node = key::node(&peer).ok_or_else(|| ConnectionDenied::new(Refused::NotEd25519))?;
         match &self.gate {
             // The end that dialled decides how long the link lives.
-            Gate::Members(members) if members.contains(&node) => Ok(self.handler(true, true)),
-            Gate::Members(_) => Err(ConnectionDenied::new(Refused::NotMember)),
+            Gate::Members(members, _) if members.contains(&node) => Ok(self.handler(true, true)),
+            Gate::Members(..) => Err(ConnectionDenied::new(Refused::NotMember)),
             Gate::Door(_) => Ok(self.handler(true, false)),
             Gate::Registrars(_) => Err(ConnectionDenied::new(Refused::Direction)),
         }
@@ -221,9 +222,9 @@ impl<P: Protocol> NetworkBehaviour for Exchange<P> {
     ) -> Result<THandler<Self>, ConnectionDenied> {
         let node = key::node(&peer).ok_or_else(|| ConnectionDenied::new(Refused::NotEd25519))?;
         match &self.gate {
-            Gate::Members(members) if members.contains(&node) => Ok(self.handler(true, self.keep.contains(&node))),
+            Gate::Members(members, _) if members.contains(&node) => Ok(self.handler(true, self.keep.contains(&node))),
             Gate::Registrars(nodes) if nodes.contains(&node) => Ok(self.handler(false, true)),
-            Gate::Members(_) | Gate::Registrars(_) => Err(ConnectionDenied::new(Refused::NotMember)),
+            Gate::Members(..) | Gate::Registrars(_) => Err(ConnectionDenied::new(Refused::NotMember)),
             Gate::Door(_) => Err(ConnectionDenied::new(Refused::Direction)),
         }
     }
@@ -233,7 +234,7 @@ impl<P: Protocol> NetworkBehaviour for Exchange<P> {
     fn on_connection_handler_event(&mut self, peer: PeerId, connection: ConnectionId, event: THandlerOutEvent<Self>) {
         let Some(node) = key::node(&peer) else { return };
         // The member set may have changed while the request was being read.
-        if matches!(&self.gate, Gate::Members(members) if !members.contains(&node)) {
+        if matches!(&self.gate, Gate::Members(members, _) if !members.contains(&node)) {
             return;
         }
         self.queue.push_back(ToSwarm::GenerateEvent(match event {

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
@@ -15,7 +16,7 @@ use vdc::record::ContactAddress;
 use vdc::{Key, VdcId};
 
 use crate::door::DoorCommand;
-use crate::error::{CallError, ListenError, RequestError};
+use crate::error::{Attempt, CallError, ListenError, RequestError};
 use crate::key::Transport;
 use crate::member::MemberCommand;
 
@@ -160,6 +161,39 @@ pub struct LinkView {
     pub version: String,
 }
 
+/// One node to which a link is wanted and there is none.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MissingView {
+    pub node: Key,
+    /// What came of the last dial, or of the dial so far; empty if no address is known.
+    pub attempts: Vec<Attempt>,
+    /// When it is tried again, unless that is in the past: then it is being tried.
+    pub retry_at: Instant,
+}
+
+/// What the member swarm counted since the start; shared with it.
+#[derive(Debug, Default)]
+pub struct Counters {
+    /// Requests of members that were passed on.
+    pub requests_in: AtomicU64,
+    /// Requests of members that were refused because too many waited.
+    pub busy: AtomicU64,
+    /// Messages of members that could not be read.
+    pub malformed: AtomicU64,
+    /// Connections that did not get past the handshake, or were turned away before it.
+    pub refused: AtomicU64,
+    /// Times that no address of a node led to it.
+    pub dials_failed: AtomicU64,
+    /// Times that the swarm was rebuilt after a failure.
+    pub restarts: AtomicU64,
+}
+
+impl Counters {
+    pub(crate) fn count(counter: &AtomicU64) {
+        counter.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
 /// The facts that the swarm acts on; the latest ones count.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Inputs {
@@ -178,6 +212,8 @@ pub struct ControlHandle {
     pub(crate) door: mpsc::Sender<DoorCommand>,
     pub(crate) links: watch::Receiver<Arc<[LinkView]>>,
     pub(crate) addresses: watch::Receiver<Arc<[SocketAddr]>>,
+    pub(crate) missing: watch::Receiver<Arc<[MissingView]>>,
+    pub(crate) counters: Arc<Counters>,
     pub(crate) in_flight: Arc<Semaphore>,
     pub(crate) stop: CancellationToken,
 }
@@ -263,6 +299,18 @@ impl ControlHandle {
     #[must_use]
     pub fn watch_links(&self) -> watch::Receiver<Arc<[LinkView]>> {
         self.links.clone()
+    }
+
+    /// Nodes to which a link is wanted and there is none, and why, ascending by node.
+    #[must_use]
+    pub fn missing(&self) -> Arc<[MissingView]> {
+        self.missing.borrow().clone()
+    }
+
+    /// What was counted since the start.
+    #[must_use]
+    pub fn counters(&self) -> &Counters {
+        &self.counters
     }
 
     /// The addresses of this host's interfaces on which the member swarm listens, UDP and TCP; they come and go with the

@@ -89,10 +89,11 @@ mod tests {
         let peer = keypair([7; 32]).public().to_peer_id();
         assert_eq!(node(&peer), Some(signing.public()));
         assert_eq!(peer_id(&signing.public()), Some(peer));
-        assert_eq!(
-            node(&PeerId::from_public_key(&keypair([8; 32]).public())).map(|k| k == signing.public()),
-            Some(false)
-        );
+        assert_ne!(node(&keypair([8; 32]).public().to_peer_id()), Some(signing.public()));
+        // A PeerId that is a hash names a key that is no Ed25519 key.
+        let hashed = libp2p::multihash::Multihash::wrap(0x12, &[3; 32]).expect("32 bytes fit");
+        let hashed = PeerId::from_multihash(hashed).expect("a SHA-256 PeerId");
+        assert_eq!(node(&hashed), None);
     }
 
     #[test]

@@ -44,8 +44,8 @@ use tokio_util::task::TaskTracker;
 pub use client::{DoorClient, DoorTarget};
 pub use error::{Attempt, CallError, DoorError, ListenError, RequestError};
 pub use handle::{
-    ControlConfig, ControlEvent, ControlHandle, EVENTS_MAX, HelloSource, LinkDownReason, LinkView, REQUESTS_MAX,
-    SwarmKind,
+    ControlConfig, ControlEvent, ControlHandle, Counters, EVENTS_MAX, HelloSource, LinkDownReason, LinkView,
+    MissingView, REQUESTS_MAX, SwarmKind,
 };
 pub use key::Transport;
 
@@ -105,6 +105,8 @@ pub fn start(config: ControlConfig) -> Result<Control, ListenError> {
     let (events_in, events) = mpsc::channel(EVENTS_MAX);
     let (links, links_out) = watch::channel(Arc::default());
     let (addresses, addresses_out) = watch::channel(Arc::default());
+    let (missing, missing_out) = watch::channel(Arc::default());
+    let counters = Arc::new(Counters::default());
     let mut book = dial::AddressBook::default();
     for (node, address) in config.seen {
         book.saw(node, address);
@@ -126,6 +128,8 @@ pub fn start(config: ControlConfig) -> Result<Control, ListenError> {
         outbox: VecDeque::new(),
         links,
         addresses,
+        missing,
+        counters: Arc::clone(&counters),
         stop: stop.clone(),
     };
     let built = member.build()?;
@@ -147,6 +151,8 @@ pub fn start(config: ControlConfig) -> Result<Control, ListenError> {
         door: door_in,
         links: links_out,
         addresses: addresses_out,
+        missing: missing_out,
+        counters,
         in_flight: Arc::new(Semaphore::new(REQUESTS_MAX)),
         stop,
     };

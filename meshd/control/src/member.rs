@@ -30,10 +30,11 @@ use tokio_util::task::TaskTracker;
 use vdc::Key;
 use vdc::peer::{self, Hello};
 
+use crate::admission::{Admission, Rates};
 use crate::dial::{AddressBook, Backoff};
 use crate::error::{Attempt, CallError, ListenError};
 use crate::exchange::{self, Exchange, Gate, Outgoing};
-use crate::handle::{ControlEvent, HelloSource, Inputs, LinkDownReason, LinkView, SwarmKind};
+use crate::handle::{ControlEvent, Counters, HelloSource, Inputs, LinkDownReason, LinkView, MissingView, SwarmKind};
 use crate::key::{self, Transport};
 use crate::transport;
 use crate::wire::PeerProtocol;
@@ -41,8 +42,8 @@ use crate::wire::PeerProtocol;
 /// Requests being read, and answers being read: 16 MiB each, four of the longest messages.
 const BUDGET_BYTES: usize = 16 << 20;
 const _: () = assert!(BUDGET_BYTES >= 4 * peer::MESSAGE_BYTES_MAX);
-/// Handshakes under way, each direction.
-const PENDING_MAX: u32 = 64;
+/// Handshakes under way, each direction: some 20 KiB each.
+const PENDING_MAX: u32 = 128;
 /// Connections to one node; the oldest idle one goes first. Two are normal while both ends dial each other.
 const PER_NODE_MAX: usize = 4;
 /// The other end must say hello within this time of a handshake, and after [`MemberCommand::NetworkChanged`].
@@ -105,6 +106,8 @@ pub(crate) struct Member {
     pub(crate) outbox: VecDeque<ControlEvent>,
     pub(crate) links: watch::Sender<Arc<[LinkView]>>,
     pub(crate) addresses: watch::Sender<Arc<[SocketAddr]>>,
+    pub(crate) missing: watch::Sender<Arc<[MissingView]>>,
+    pub(crate) counters: Arc<Counters>,
     pub(crate) stop: CancellationToken,
 }
 
@@ -136,9 +139,10 @@ impl Member {
         } else {
             None
         };
+        let admission = Admission::new(Rates::MEMBERS, Instant::now().into_std());
         let behaviour = Behaviour {
             limits: connection_limits::Behaviour::new(limits),
-            exchange: Exchange::new(Gate::Members(Arc::default()), BUDGET_BYTES),
+            exchange: Exchange::new(Gate::Members(Arc::default(), admission), BUDGET_BYTES),
             mdns: Toggle::from(mdns),
         };
         let config = transport::swarm_config(self.link_idle, &self.tracker, panics_in);
@@ -170,6 +174,7 @@ impl Member {
             };
             tracing::error!(why, "the member swarm failed and is rebuilt");
             self.drop_links();
+            Counters::count(&self.counters.restarts);
             self.outbox.push_back(ControlEvent::Restarted { swarm: SwarmKind::Member, why });
             if started.elapsed() > RESTART_LAST {
                 pause = RESTART_FIRST;
@@ -188,6 +193,7 @@ impl Member {
             self.outbox.push_back(ControlEvent::LinkDown { node: link.node, reason: LinkDownReason::Local });
         }
         self.addresses.send_replace(Arc::default());
+        self.missing.send_replace(Arc::default());
     }
 
     /// Runs one swarm.
@@ -380,6 +386,7 @@ impl Run<'_> {
             }
         }
         self.swarm.behaviour_mut().exchange.set_keep(Arc::new(keep), connections.into_iter());
+        self.publish_missing();
     }
 
     /// Ends everything with a node that is no longer a member.
@@ -561,8 +568,10 @@ impl Run<'_> {
 
     fn deliver(&mut self, from: Key, request: peer::Request, reply: oneshot::Sender<peer::Response>) {
         if self.m.outbox.len() < OUTBOX_REQUESTS_MAX {
+            Counters::count(&self.m.counters.requests_in);
             self.m.outbox.push_back(ControlEvent::Request { from, request, reply });
         } else {
+            Counters::count(&self.m.counters.busy);
             let _ = reply.send(peer::Response::Refused("busy, try again later".to_owned()));
         }
     }
@@ -606,6 +615,7 @@ impl Run<'_> {
             }
             SwarmEvent::ListenerError { error, .. } => tracing::debug!(%error, "listener"),
             SwarmEvent::IncomingConnectionError { send_back_addr, error, .. } => {
+                Counters::count(&self.m.counters.refused);
                 tracing::debug!(remote = %send_back_addr, %error, "connection refused or failed");
             }
             // Steps on the way to the above; the enum is non-exhaustive.
@@ -617,6 +627,7 @@ impl Run<'_> {
     fn on_exchange(&mut self, event: exchange::Event<PeerProtocol>) {
         match event {
             exchange::Event::Malformed { node, why, .. } => {
+                Counters::count(&self.m.counters.malformed);
                 // One bad message breaks its own exchange only: a newer release may say what this one cannot read.
                 tracing::debug!(?node, why, "not a request");
             }
@@ -771,11 +782,13 @@ impl Run<'_> {
         if peer.is_busy() {
             return;
         }
+        Counters::count(&self.m.counters.dials_failed);
         peer.backoff.fail(now, jitter());
         for waiting in std::mem::take(&mut peer.waiting) {
             let _ = waiting.reply.send(Err(CallError::Unreachable { attempts: peer.attempts.clone() }));
         }
         self.prune(&node);
+        self.publish_missing();
     }
 
     /// Forgets a node with which nothing is going on, unless a fresh failure is to be remembered.
@@ -851,6 +864,19 @@ impl Run<'_> {
             })
         };
         self.m.links.send_replace(self.peers.iter().filter_map(view).collect());
+        self.publish_missing();
+    }
+
+    fn publish_missing(&mut self) {
+        let is_missing = |(node, peer): &(&Key, &Peer)| {
+            self.facts.wanted.contains(*node) && peer.connections.iter().all(|c| c.hello.is_none())
+        };
+        let view = |(node, peer): (&Key, &Peer)| MissingView {
+            node: *node,
+            attempts: peer.attempts.clone(),
+            retry_at: peer.backoff.retry_at,
+        };
+        self.m.missing.send_replace(self.peers.iter().filter(is_missing).map(view).collect());
     }
 
     fn publish_addresses(&mut self) {

@@ -7,7 +7,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use meshd_control::{CallError, LinkDownReason, ListenError, Transport, start};
-use tokio::io::copy_bidirectional;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
@@ -53,7 +54,7 @@ async fn members_link_over_tcp_where_udp_is_dropped() {
     let (mut a, mut b) = (Node::start(&Setup::new(1)), Node::start(&Setup::new(2)));
     introduce(&[&a, &b]);
     // A firewall: TCP passes, UDP to the same port goes nowhere.
-    let (mut tasks, door) = tcp_proxy(b.address()).await;
+    let (mut tasks, door, _) = tcp_proxy(b.address()).await;
     a.handle.set_contacts(contacts(&[(b.key, door)]));
     a.handle.set_wanted([b.key]);
     let (address, transport, _) = a.wait_up(b.key).await;
@@ -71,7 +72,46 @@ async fn members_link_over_tcp_where_udp_is_dropped() {
     b.stop().await;
 }
 
-async fn tcp_proxy(to: SocketAddr) -> (JoinSet<()>, SocketAddr) {
+#[tokio::test]
+async fn idle_tcp_link_is_silent() {
+    let (mut a, mut b) = (Node::start(&Setup::new(1)), Node::start(&Setup::new(2)));
+    introduce(&[&a, &b]);
+    let (mut tasks, door, bytes) = tcp_proxy(b.address()).await;
+    a.handle.set_contacts(contacts(&[(b.key, door)]));
+    a.handle.set_wanted([b.key]);
+    a.wait_up(b.key).await;
+    b.wait_up(a.key).await;
+    a.ask(b.key).await;
+    wait_for_quiet(&bytes).await;
+    let before = bytes.load(Ordering::SeqCst);
+    assert!(before > 100, "positive control: the link runs through the proxy");
+    // Longer than the pause between pings that the multiplexer sends on a busy connection.
+    tokio::time::sleep(Duration::from_secs(12)).await;
+    assert_eq!(bytes.load(Ordering::SeqCst), before, "bytes in 12 s of idling");
+    a.ask(b.key).await;
+    tasks.abort_all();
+    a.stop().await;
+    b.stop().await;
+}
+
+/// Waits until nothing was counted for half a second: the last acknowledgements come within their delay of 25 ms.
+async fn wait_for_quiet(counter: &AtomicU64) {
+    let quiet = async {
+        let mut last = counter.load(Ordering::SeqCst);
+        loop {
+            tokio::time::sleep(Duration::from_millis(500)).await;
+            let now = counter.load(Ordering::SeqCst);
+            if now == last {
+                return;
+            }
+            last = now;
+        }
+    };
+    timeout(PATIENCE, quiet).await.expect("the exchange ends");
+}
+
+/// Carries TCP to `to`, drops UDP, and counts the bytes carried.
+async fn tcp_proxy(to: SocketAddr) -> (JoinSet<()>, SocketAddr, Arc<AtomicU64>) {
     // The UDP socket keeps the port from answering with an ICMP error.
     let (listener, udp) = loop {
         let listener = TcpListener::bind((LOOPBACK, 0)).await.expect("loopback has free ports");
@@ -81,19 +121,30 @@ async fn tcp_proxy(to: SocketAddr) -> (JoinSet<()>, SocketAddr) {
         }
     };
     let address = listener.local_addr().expect("it is bound");
+    let bytes = Arc::new(AtomicU64::new(0));
+    let counter = Arc::clone(&bytes);
     let mut tasks = JoinSet::new();
     tasks.spawn(async move {
         let _udp = udp;
         let mut streams = JoinSet::new();
-        while let Ok((mut inner, _)) = listener.accept().await {
-            streams.spawn(async move {
-                if let Ok(mut outer) = TcpStream::connect(to).await {
-                    let _ = copy_bidirectional(&mut inner, &mut outer).await;
-                }
-            });
+        while let Ok((inner, _)) = listener.accept().await {
+            let outer = TcpStream::connect(to).await.expect("the node listens");
+            let ((read_in, write_in), (read_out, write_out)) = (inner.into_split(), outer.into_split());
+            streams.spawn(carry(read_in, write_out, Arc::clone(&counter)));
+            streams.spawn(carry(read_out, write_in, Arc::clone(&counter)));
         }
     });
-    (tasks, address)
+    (tasks, address, bytes)
+}
+
+async fn carry(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, counter: Arc<AtomicU64>) {
+    let mut buffer = vec![0; 65_536];
+    while let Ok(length) = from.read(&mut buffer).await {
+        counter.fetch_add(length as u64, Ordering::SeqCst);
+        if length == 0 || to.write_all(&buffer[..length]).await.is_err() {
+            return;
+        }
+    }
 }
 
 #[tokio::test]
@@ -149,6 +200,7 @@ async fn stranger_is_refused_in_both_directions() {
     let error = stranger.handle.request(a.key, question(), PATIENCE).await.expect_err("refused");
     let CallError::Unreachable { attempts } = error.cause else { panic!("{error:?}") };
     assert!(attempts.iter().any(|t| t.address == a.address().to_string()), "{attempts:?}");
+    assert!(a.handle.counters().refused.load(Ordering::Relaxed) > 0, "it is counted");
 
     // From a, which believes that the stranger is a member, which the stranger does not believe of a.
     a.handle.set_members(members(&[a.key, b.key, stranger.key]));
@@ -246,6 +298,22 @@ async fn unreachable_node_is_named_with_what_was_tried() {
     }
     let text = format!("{error}: {}", error.cause);
     assert!(text.contains(&nobody.to_string()) && text.contains("refused"), "{text}");
+    // A link that is wanted and missing says why.
+    a.handle.set_wanted([b_key]);
+    let wait = async {
+        loop {
+            let missing = a.handle.missing();
+            if let [view] = &missing[..]
+                && view.node == b_key
+                && view.attempts.iter().any(|t| t.why.contains("refused"))
+            {
+                return;
+            }
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(PATIENCE, wait).await.expect("the missing link is shown");
+    a.handle.set_wanted([]);
     // Somebody else on that address is not taken for it.
     let mut setup = Setup::new(3);
     setup.port = nobody.port();
@@ -416,19 +484,7 @@ async fn idle_link_is_silent() {
     a.wait_up(b.key).await;
     b.wait_up(a.key).await;
     a.ask(b.key).await;
-    // The last acknowledgements come within their delay of 25 ms.
-    let quiet = async {
-        let mut last = proxy.packets.load(Ordering::SeqCst);
-        loop {
-            tokio::time::sleep(Duration::from_millis(500)).await;
-            let now = proxy.packets.load(Ordering::SeqCst);
-            if now == last {
-                return;
-            }
-            last = now;
-        }
-    };
-    timeout(PATIENCE, quiet).await.expect("the exchange ends");
+    wait_for_quiet(&proxy.packets).await;
     let before = proxy.packets.load(Ordering::SeqCst);
     assert!(before > 4, "positive control: the link runs through the proxy");
     tokio::time::sleep(Duration::from_secs(10)).await;
