@@ -13,6 +13,9 @@ mod door;
 mod redeem;
 mod token;
 
+#[cfg(test)]
+mod tests;
+
 pub use door::{
     CHALLENGE_LIFETIME, Challenge, Challenges, DOOR_PROTOCOL, DOOR_REQUEST_BYTES_MAX, DOOR_RESPONSE_BYTES_MAX,
     DoorRequest, DoorResponse, GRANT_BYTES_MAX, Hello, Link, NodeSecrets, Question, Redeem, Refusal, RefusalCode,

@@ -394,7 +394,7 @@ pub fn grant(roster: &Roster, node: &Key) -> DoorResponse {
 }
 
 /// The records without which the node's membership cannot be believed: its own, its site's, and the chain of rights.
-fn proof_of(roster: &Roster, records: &[Arc<Signed>], node: &Key) -> BTreeSet<Hash> {
+pub(super) fn proof_of(roster: &Roster, records: &[Arc<Signed>], node: &Key) -> BTreeSet<Hash> {
     let vdc = roster.vdc_id();
     let mut proof = BTreeSet::from([roster.genesis_record().hash()]);
     let mut offices: BTreeSet<(Office, Key)> = BTreeSet::new();
