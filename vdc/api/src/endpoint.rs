@@ -84,7 +84,7 @@ impl<Q, B, R> Endpoint<Q, B, R> {
         for segment in self.path.split('/').skip(1) {
             path.push('/');
             if segment.starts_with('{') {
-                encode_segment(given.next().expect("one part for each varying segment"), &mut path);
+                percent_encode(given.next().expect("one part for each varying segment"), &mut path);
             } else {
                 path.push_str(segment);
             }
@@ -108,8 +108,8 @@ impl<Q, B, R> Clone for Endpoint<Q, B, R> {
 
 impl<Q, B, R> Copy for Endpoint<Q, B, R> {}
 
-/// Percent-encodes all but the unreserved characters (RFC 3986 §2.3).
-fn encode_segment(text: &str, into: &mut String) {
+/// Appends the text with all but the unreserved characters percent-encoded (RFC 3986 §2.3).
+pub fn percent_encode(text: &str, into: &mut String) {
     for byte in text.bytes() {
         if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~') {
             into.push(char::from(byte));

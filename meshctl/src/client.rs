@@ -1,0 +1,274 @@
+//! HTTP over the daemon's unix socket.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper::client::conn::http1;
+use hyper::{Request, Response, header};
+use hyper_util::rt::TokioIo;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::net::UnixStream;
+use tokio::task::JoinSet;
+use vdc_api::{Endpoint, ErrorBody, MEDIA_JSON, SSE_ERROR};
+
+use crate::failure::{Exit, Failure};
+use crate::interrupt::Interrupt;
+use crate::sse::{Event, Parser};
+use crate::terminal::Terminal;
+
+/// The daemon answers within 60 s or says that it could not.
+const ANSWER_TIME: Duration = Duration::from_secs(75);
+/// The daemon breaks the silence of a stream every 15 s.
+const SILENCE_TIME: Duration = Duration::from_secs(60);
+/// Longest answer in bytes: the status of a VDC with 10,000 nodes has about 10 MB.
+const ANSWER_BYTES_MAX: usize = 64 << 20;
+
+/// Knows where the daemon is. Each call opens a connection of its own.
+#[derive(Clone, Debug)]
+pub(crate) struct Client {
+    socket: PathBuf,
+}
+
+impl Client {
+    pub(crate) fn new(socket: PathBuf) -> Self {
+        Self { socket }
+    }
+
+    /// Reads something.
+    pub(crate) async fn read<Q: Serialize, R: DeserializeOwned>(
+        &self,
+        endpoint: Endpoint<Q, (), R>,
+        parts: &[&str],
+        query: &Q,
+    ) -> Result<R, Failure> {
+        let uri = with_query(endpoint.path_with(parts), query);
+        let answer = self.exchange(endpoint.method.as_str(), &uri, Bytes::new());
+        parse(&within(ANSWER_TIME, answer).await?)
+    }
+
+    /// Changes something. The first Ctrl-C only says that the answer is awaited: what the daemon tells once (a token, a
+    /// recovery key) must not get lost.
+    pub(crate) async fn change<B: Serialize, R: DeserializeOwned>(
+        &self,
+        terminal: &mut Terminal,
+        endpoint: Endpoint<(), B, R>,
+        parts: &[&str],
+        body: &B,
+    ) -> Result<R, Failure> {
+        let path = endpoint.path_with(parts);
+        let body = body_of(body)?;
+        let mut interrupt = Interrupt::catch();
+        let mut answer = Box::pin(within(ANSWER_TIME, self.exchange(endpoint.method.as_str(), &path, body)));
+        tokio::select! {
+            // cancel-safe: polled on below.
+            answer = &mut answer => return parse(&answer?),
+            // cancel-safe: see there.
+            () = interrupt.pressed() => {}
+        }
+        terminal.note("waiting for meshd to finish the change; press Ctrl-C again to stop waiting\n");
+        tokio::select! {
+            // cancel-safe: nothing follows.
+            answer = answer => parse(&answer?),
+            // cancel-safe: see there.
+            () = interrupt.pressed() => Err(Failure::new("interrupted; the change may still come about").exit(Exit::Interrupted)),
+        }
+    }
+
+    /// Starts a stream.
+    pub(crate) async fn stream<Q: Serialize, B: Serialize, R: DeserializeOwned>(
+        &self,
+        endpoint: Endpoint<Q, B, R>,
+        parts: &[&str],
+        query: &Q,
+        body: &B,
+    ) -> Result<Items<R>, Failure> {
+        let uri = with_query(endpoint.path_with(parts), query);
+        let (response, connection) =
+            within(ANSWER_TIME, self.send(endpoint.method.as_str(), &uri, body_of(body)?)).await?;
+        if !response.status().is_success() {
+            return Err(within(ANSWER_TIME, refusal(response)).await.unwrap_or_else(|failure| failure));
+        }
+        let (parser, ready, item) = (Parser::default(), Vec::new().into_iter(), std::marker::PhantomData);
+        Ok(Items { body: response.into_body(), parser, ready, item, _connection: connection })
+    }
+
+    async fn exchange(&self, method: &str, uri: &str, body: Bytes) -> Result<Bytes, Failure> {
+        let (response, _connection) = self.send(method, uri, body).await?;
+        if response.status().is_success() { collect(response.into_body()).await } else { Err(refusal(response).await?) }
+    }
+
+    async fn send(&self, method: &str, uri: &str, body: Bytes) -> Result<(Response<Incoming>, JoinSet<()>), Failure> {
+        let stream = UnixStream::connect(&self.socket).await.map_err(|error| cannot_connect(&self.socket, &error))?;
+        let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(|e| broken(&e))?;
+        let mut tasks = JoinSet::new();
+        // How the connection ends is seen in the answer.
+        tasks.spawn(async move { drop(connection.await) });
+        let mut request = Request::builder().method(method).uri(uri).header(header::HOST, "meshd");
+        if !body.is_empty() {
+            request = request.header(header::CONTENT_TYPE, MEDIA_JSON);
+        }
+        let request = request
+            .body(Full::new(body))
+            .map_err(|error| Failure::new("the request cannot be put into words").caused_by(&error))?;
+        let response = sender.send_request(request).await.map_err(|e| broken(&e))?;
+        Ok((response, tasks))
+    }
+}
+
+/// A stream of items.
+pub(crate) struct Items<R> {
+    body: Incoming,
+    parser: Parser,
+    ready: std::vec::IntoIter<Event>,
+    item: std::marker::PhantomData<fn() -> R>,
+    _connection: JoinSet<()>,
+}
+
+impl<R: DeserializeOwned> Items<R> {
+    /// The next item; none when the stream has ended in good order.
+    ///
+    /// # Cancel safety
+    /// Nothing is lost when the future is dropped.
+    pub(crate) async fn next(&mut self) -> Result<Option<R>, Failure> {
+        loop {
+            if let Some(event) = self.ready.next() {
+                if event.name == SSE_ERROR {
+                    return Err(parse::<ErrorBody>(event.data.as_bytes())?.into());
+                }
+                return parse(event.data.as_bytes()).map(Some);
+            }
+            let frame = tokio::time::timeout(SILENCE_TIME, self.body.frame()).await;
+            let frame = frame.map_err(|_| Failure::new("meshd went silent").exit(Exit::NoDaemon))?;
+            let Some(frame) = frame else { return Ok(None) };
+            let frame = frame.map_err(|error| broken(&error))?;
+            if let Some(bytes) = frame.data_ref() {
+                let events = self.parser.feed(bytes);
+                self.ready = events.map_err(|_| Failure::new("meshd sent an event that is too long"))?.into_iter();
+            }
+        }
+    }
+}
+
+async fn within<T>(time: Duration, work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+    let late = || {
+        Failure::new(format!("no answer from meshd within {} s", time.as_secs()))
+            .exit(Exit::NoDaemon)
+            .hint("look at its log: `journalctl -u meshd`")
+    };
+    tokio::time::timeout(time, work).await.unwrap_or_else(|_| Err(late()))
+}
+
+/// The failure that a response states.
+async fn refusal(response: Response<Incoming>) -> Result<Failure, Failure> {
+    let status = response.status();
+    let bytes = collect(response.into_body()).await?;
+    let unknown = || Failure::new(format!("meshd answered {status} without saying why"));
+    Ok(serde_json::from_slice::<ErrorBody>(&bytes).map_or_else(|_| unknown(), Failure::from))
+}
+
+async fn collect(mut body: Incoming) -> Result<Bytes, Failure> {
+    let mut bytes = Vec::new();
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|error| broken(&error))?;
+        if let Some(chunk) = frame.data_ref() {
+            if bytes.len() + chunk.len() > ANSWER_BYTES_MAX {
+                return Err(Failure::new(format!("the answer of meshd is larger than {ANSWER_BYTES_MAX} bytes")));
+            }
+            bytes.extend_from_slice(chunk);
+        }
+    }
+    Ok(Bytes::from(bytes))
+}
+
+fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Failure> {
+    serde_json::from_slice(bytes).map_err(|error| {
+        Failure::new("the answer of meshd is not understood")
+            .caused_by(&error)
+            .hint("meshctl and meshd should be of the same release: compare them with `meshctl version`")
+    })
+}
+
+/// Nothing for `()`.
+fn body_of<B: Serialize>(body: &B) -> Result<Bytes, Failure> {
+    let bytes = serde_json::to_vec(body)
+        .map_err(|error| Failure::new("the request cannot be put into words").caused_by(&error))?;
+    Ok(if bytes == b"null" { Bytes::new() } else { Bytes::from(bytes) })
+}
+
+/// Appends the query's fields that have a value. Queries are flat.
+fn with_query<Q: Serialize>(mut path: String, query: &Q) -> String {
+    let Ok(serde_json::Value::Object(fields)) = serde_json::to_value(query) else { return path };
+    let mut separator = '?';
+    for (name, value) in fields {
+        let text = match value {
+            serde_json::Value::Null => continue,
+            serde_json::Value::String(text) => text,
+            other => other.to_string(),
+        };
+        path.push(separator);
+        path.push_str(&name);
+        path.push('=');
+        vdc_api::endpoint::percent_encode(&text, &mut path);
+        separator = '&';
+    }
+    path
+}
+
+fn cannot_connect(socket: &Path, error: &io::Error) -> Failure {
+    let at = socket.display();
+    match error.kind() {
+        io::ErrorKind::PermissionDenied => Failure::new(format!("no permission to use {at}"))
+            .caused_by(error)
+            .exit(Exit::Refused)
+            .hint("use sudo, or add your user to group meshd: `sudo usermod -aG meshd $USER`, then log in anew"),
+        io::ErrorKind::NotFound => Failure::new("cannot reach meshd on this machine")
+            .exit(Exit::NoDaemon)
+            .hint("start it: `sudo systemctl start meshd`")
+            .because(format!("there is no socket at {at}")),
+        io::ErrorKind::ConnectionRefused => Failure::new("cannot reach meshd on this machine")
+            .exit(Exit::NoDaemon)
+            .hint("see why it stopped: `systemctl status meshd`")
+            .because(format!("nobody listens at {at}")),
+        _ => Failure::new(format!("cannot reach meshd at {at}")).caused_by(error).exit(Exit::NoDaemon),
+    }
+}
+
+fn broken(error: &dyn std::error::Error) -> Failure {
+    Failure::new("the connection to meshd broke off").caused_by(error).exit(Exit::NoDaemon)
+}
+
+#[cfg(test)]
+mod tests {
+    use vdc_api::{EventsQuery, PingQuery};
+
+    use super::*;
+    use crate::terminal::Style;
+
+    #[test]
+    fn queries_carry_what_has_a_value() {
+        assert_eq!(with_query("/p".into(), &()), "/p");
+        assert_eq!(with_query("/p".into(), &EventsQuery::default()), "/p");
+        let query = EventsQuery { vdc: Some("a&b".into()), after: Some(7), limit: None };
+        assert_eq!(with_query("/p".into(), &query), "/p?after=7&vdc=a%26b");
+        assert!(with_query("/p".into(), &PingQuery::new("b1")).contains("interval_ms=1000"));
+    }
+
+    #[test]
+    fn unreachable_daemon_has_its_own_exit_and_hint() {
+        for (kind, exit, hint) in [
+            (io::ErrorKind::NotFound, Exit::NoDaemon, "systemctl start meshd"),
+            (io::ErrorKind::ConnectionRefused, Exit::NoDaemon, "systemctl status meshd"),
+            (io::ErrorKind::PermissionDenied, Exit::Refused, "group meshd"),
+        ] {
+            let failure = cannot_connect(Path::new("/run/meshd/meshd.sock"), &kind.into());
+            assert_eq!(failure.exit, exit);
+            assert!(failure.hint.as_ref().is_some_and(|text| text.contains(hint)), "{failure:?}");
+            assert!(failure.render(Style::new(false)).contains("/run/meshd/meshd.sock"));
+        }
+    }
+}
