@@ -29,7 +29,7 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
         debian::require_root("a bench")?;
         debian::ensure_packages(&mut run)?;
     }
-    demo::build(&mut run, "bench")?;
+    demo::build(&mut run, &[("meshd", "meshd"), ("meshctl", "meshctl"), ("simulations", "sim"), ("tests", "bench")])?;
     let mut bench = demo::command(&run, "bench");
     bench.args(&options.name).args(["--output", if matches!(options.output, Output::Json) { "json" } else { "table" }]);
     run.finish(bench)?;

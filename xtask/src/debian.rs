@@ -17,10 +17,10 @@ pub(crate) fn ensure_packages(run: &mut Run) -> Result<()> {
     let wanted = packages(LIST);
     let missing = missing(&wanted).context("cannot ask dpkg-query: these routines need Debian or a relative")?;
     if missing.is_empty() {
-        println!("all {} packages of xtask/debian-packages.txt are installed", wanted.len());
+        eprintln!("all {} packages of xtask/debian-packages.txt are installed", wanted.len());
         return Ok(());
     }
-    println!("missing: {}", missing.join(" "));
+    eprintln!("missing: {}", missing.join(" "));
     if !is_root()? {
         bail!("not root, so cannot install them; run: apt-get install --no-install-recommends {}", missing.join(" "));
     }

@@ -19,7 +19,7 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     let mut run = Run::new()?;
     debian::require_root("the demo")?;
     debian::ensure_packages(&mut run)?;
-    build(&mut run, "demo")?;
+    build(&mut run, &[("meshd", "meshd"), ("meshctl", "meshctl"), ("tests", "demo")])?;
     let mut demo = command(&run, "demo");
     if options.keep {
         demo.arg("--keep");
@@ -28,28 +28,16 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Builds the shipped binaries and one binary of package `tests` with the profile that ships.
-pub(crate) fn build(run: &mut Run, bin: &str) -> Result<()> {
-    run.cargo(&[
-        "build",
-        "--release",
-        "--locked",
-        "--package",
-        "meshd",
-        "--package",
-        "meshctl",
-        "--package",
-        "tests",
-        "--bin",
-        "meshd",
-        "--bin",
-        "meshctl",
-        "--bin",
-        bin,
-    ])
+/// Builds binaries, each given with its package, in the profile that ships.
+pub(crate) fn build(run: &mut Run, binaries: &[(&str, &str)]) -> Result<()> {
+    let mut arguments = vec!["build", "--release", "--locked"];
+    for (package, binary) in binaries {
+        arguments.extend(["--package", package, "--bin", binary]);
+    }
+    run.cargo(&arguments)
 }
 
-/// A command that runs that binary; it finds meshd and meshctl in `MESHD_BIN_DIR`.
+/// A command that runs that binary; it finds the others in `MESHD_BIN_DIR`.
 pub(crate) fn command(run: &Run, bin: &str) -> std::process::Command {
     let dir = run.target_dir().join("release");
     let mut command = run.command::<&str>(&dir.join(bin).to_string_lossy(), &[]);

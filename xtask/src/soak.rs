@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::process::ExitCode;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
@@ -20,6 +21,9 @@ pub(crate) struct Options {
     /// How long each fuzz target is searched
     #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u32).range(1..=86_400))]
     fuzz_seconds: u32,
+    /// How many new seeds are simulated
+    #[arg(long, value_name = "COUNT", default_value_t = 50)]
+    seeds: u32,
     /// How many times the end-to-end tests run
     #[arg(long, value_name = "TIMES", default_value_t = 10)]
     repeat: u32,
@@ -39,6 +43,12 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
             about: "libFuzzer searches each decoder for inputs that break it",
             minutes_max: 30 + fuzz_minutes * 100,
             run: &|run: &mut Run| fuzz(run, options.fuzz_seconds),
+        },
+        Stage {
+            name: "simulations",
+            about: "new seeds of a whole VDC under virtual time; a failure prints how to repeat it",
+            minutes_max: 10 + 2 * u64::from(options.seeds),
+            run: &|run: &mut Run| simulations(run, options.seeds),
         },
         Stage {
             name: "e2e",
@@ -100,6 +110,15 @@ fn fuzz(run: &mut Run, seconds: u32) -> Result<()> {
     }
     if !broken.is_empty() {
         bail!("inputs that break: {}; they lie in {} as crash-*", broken.join(", "), dir.display());
+    }
+    Ok(())
+}
+
+/// Seeds from the clock on: each soak tries others, and each one's command line is printed.
+fn simulations(run: &mut Run, seeds: u32) -> Result<()> {
+    let first = SystemTime::now().duration_since(UNIX_EPOCH).context("the clock stands before 1970")?.as_secs();
+    for seed in first..first + u64::from(seeds) {
+        test::simulate(run, &["--seed", &seed.to_string(), "--nodes", "200", "--sites", "8"])?;
     }
     Ok(())
 }

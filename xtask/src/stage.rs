@@ -133,7 +133,8 @@ impl Run {
     /// Runs a command to its end; a failure or the end of the stage's time is an error that names it.
     pub(crate) fn finish(&mut self, mut command: Command) -> Result<()> {
         let shown = show(&command);
-        println!("$ {shown}");
+        // Not on standard output: `bench --output json` has that for its figures.
+        eprintln!("$ {shown}");
         let child = command.spawn().with_context(|| format!("cannot start {shown}"))?;
         let status = wait_until(child, self.deadline).with_context(|| shown.clone())?;
         if !status.success() {

@@ -44,6 +44,16 @@ const STAGES: &[Stage<'static>] = &[
         run: &|run: &mut Run| run.cargo(&["test", "--doc", "--workspace", "--locked", "--quiet"]),
     },
     Stage {
+        name: "simulations",
+        about: "fixed seeds of a whole VDC under virtual time, a thousand nodes among them",
+        minutes_max: 15,
+        run: &|run: &mut Run| {
+            simulate(run, &["--seed", "1"])?;
+            simulate(run, &["--seed", "2", "--nodes", "200", "--sites", "5"])?;
+            simulate(run, &["--seed", "3", "--nodes", "60", "--sites", "20"])
+        },
+    },
+    Stage {
         name: "e2e",
         about: "real processes in network-namespace labs, one test at a time",
         minutes_max: 30,
@@ -67,6 +77,11 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     stage::run(STAGES, &options.stage)
+}
+
+pub(crate) fn simulate(run: &mut Run, arguments: &[&str]) -> Result<()> {
+    let sim = ["run", "--quiet", "--locked", "--package", "simulations", "--bin", "sim", "--"];
+    run.cargo(&[&sim, arguments].concat())
 }
 
 /// The runner of all tests. Pinned: the profiles in `.config/nextest.toml` were written for it.
