@@ -26,15 +26,16 @@ pub(crate) struct Cli {
 }
 
 #[derive(Debug, Args)]
+#[command(next_help_heading = "Global options")]
 pub(crate) struct Global {
-    /// How results are printed.
+    /// How results are printed: for people, or as the API's values (streams print one value a line).
     #[arg(short, long, global = true, value_enum, default_value_t = Output::Table, value_name = "FORM")]
     pub(crate) output: Output,
     /// The VDC that is meant, where this box is in several: its local name, or the first digits of its id.
-    #[arg(long, global = true, env = "MESHCTL_VDC", value_name = "NAME", value_parser = parse_some)]
+    #[arg(long, global = true, env = "MESHCTL_VDC", hide_env_values = true, value_name = "NAME")]
     pub(crate) vdc: Option<String>,
     /// Where the daemon listens.
-    #[arg(long, global = true, env = "MESHCTL_SOCKET", value_name = "PATH", default_value = vdc_api::SOCKET_PATH)]
+    #[arg(long, global = true, env = "MESHCTL_SOCKET", hide_env_values = true, value_name = "PATH", default_value = vdc_api::SOCKET_PATH)]
     pub(crate) socket: PathBuf,
     /// When to use colours.
     #[arg(long, global = true, value_enum, default_value_t = ColorChoice::Auto, value_name = "WHEN")]
@@ -43,9 +44,8 @@ pub(crate) struct Global {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Output {
-    /// For people.
+    // Variants have no help of their own: clap would spread every option over many lines.
     Table,
-    /// For programs: the API's values; streams print one value a line.
     Json,
 }
 

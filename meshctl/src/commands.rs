@@ -30,23 +30,28 @@ const TOKEN_BYTES_MAX: u64 = 16 << 10;
 
 /// Runs one command.
 pub(crate) async fn run(cli: Cli, terminal: &mut Terminal) -> Result<(), Failure> {
-    let Cli { global, verb } = cli;
-    check_vdc_has_meaning(&global, &verb)?;
+    let Cli { mut global, verb } = cli;
+    check_vdc(&mut global, &verb, std::env::var("MESHCTL_VDC").ok().as_deref())?;
     let client = Client::new(global.socket.clone());
     let vdc = global.vdc.as_deref().unwrap_or(DEFAULT_VDC).to_owned();
     let mut run = Run { client, vdc, global, terminal };
     run.verb(verb).await
 }
 
-/// `--vdc` chooses among VDCs; where a verb does not choose, it is a mistake that is better told. (From the environment it
-/// is not meant for this verb, and passed over.)
-fn check_vdc_has_meaning(global: &Global, verb: &Verb) -> Result<(), Failure> {
+/// `--vdc` chooses among VDCs; where a verb does not choose, it is a mistake that is better told, as is an empty name. What
+/// stands in the environment is not meant for one verb: there, both are passed over.
+fn check_vdc(global: &mut Global, verb: &Verb, environment: Option<&str>) -> Result<(), Failure> {
     let chooses = !matches!(verb, Verb::Vdc(_) | Verb::Join(_) | Verb::Version | Verb::Completion(_));
-    let from_environment = std::env::var("MESHCTL_VDC").ok() == global.vdc;
-    if chooses || global.vdc.is_none() || from_environment {
+    let Some(vdc) = global.vdc.as_deref() else { return Ok(()) };
+    if chooses && !vdc.is_empty() {
         return Ok(());
     }
-    Err(Failure::new("--vdc has no meaning for this command").exit(Exit::Usage))
+    if environment == Some(vdc) {
+        global.vdc = None;
+        return Ok(());
+    }
+    let what = if vdc.is_empty() { "--vdc is empty" } else { "--vdc has no meaning for this command" };
+    Err(Failure::new(what).exit(Exit::Usage))
 }
 
 struct Run<'a> {
@@ -358,4 +363,27 @@ fn read_token() -> Result<String, Failure> {
         return Err(Failure::new("there is no token on stdin").exit(Exit::Usage));
     }
     Ok(token.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[test]
+    fn vdc_must_be_a_name_that_the_verb_can_use() {
+        for (words, environment, expected) in [
+            (vec!["meshctl", "renew", "--vdc", "acme"], None, Ok(Some("acme"))),
+            (vec!["meshctl", "renew", "--vdc", "acme"], Some("acme"), Ok(Some("acme"))),
+            (vec!["meshctl", "renew", "--vdc", ""], None, Err(())),
+            (vec!["meshctl", "renew", "--vdc", ""], Some(""), Ok(None)),
+            (vec!["meshctl", "vdc", "list", "--vdc", "acme"], None, Err(())),
+            (vec!["meshctl", "vdc", "list", "--vdc", "acme"], Some("acme"), Ok(None)),
+        ] {
+            let Cli { mut global, verb } = Cli::try_parse_from(&words).expect("valid words");
+            let result = check_vdc(&mut global, &verb, environment).map(|()| global.vdc.as_deref());
+            assert_eq!(result.map_err(|failure| assert_eq!(failure.exit, Exit::Usage)), expected, "{words:?}");
+        }
+    }
 }
