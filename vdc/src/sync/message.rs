@@ -135,12 +135,20 @@ pub struct Fingerprint(pub [u8; 16]);
 impl Fingerprint {
     /// The fingerprint of ascending hashes, and their number.
     pub fn of(hashes: impl Iterator<Item = Hash>) -> (u32, Self) {
+        // BLAKE3 hashes up to 16 KiB at once four times as fast as the same bytes in pieces of 32.
+        const BUFFER_BYTES: usize = 64 << 10;
         let mut hasher = blake3::Hasher::new_derive_key("meshd 2026 sync range");
+        let mut buffer = Vec::new();
         let mut count = 0_u32;
         for hash in hashes {
-            hasher.update(&hash.0);
+            if buffer.len() == BUFFER_BYTES {
+                hasher.update(&buffer);
+                buffer.clear();
+            }
+            buffer.extend_from_slice(&hash.0);
             count = count.saturating_add(1);
         }
+        hasher.update(&buffer);
         let mut fingerprint = [0; 16];
         fingerprint.copy_from_slice(&hasher.finalize().as_bytes()[..16]);
         (count, Self(fingerprint))

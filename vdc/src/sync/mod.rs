@@ -40,6 +40,9 @@ use crate::{Body, Hash, Key, Signed};
 pub const CHECK_INTERVAL: Duration = Duration::from_secs(20 * 60);
 /// Pause before a comparison is repeated that found a difference and led to progress; doubles while there is none.
 pub const RECHECK: Duration = Duration::from_millis(500);
+/// Longest such pause, and up to as much again: a peer that stays different (it is of another release, or lies) costs a few
+/// small messages in a minute or two.
+pub const RECHECK_MAX: Duration = Duration::from_secs(60);
 /// After a tombstone or block, all links are compared within this time: a push that was lost must not wait for
 /// [`CHECK_INTERVAL`].
 pub const CHECK_AFTER_END: Duration = Duration::from_secs(10);
@@ -521,7 +524,7 @@ impl Syncer {
         if peer.check.take().is_none() {
             return;
         }
-        let pause = (RECHECK * 2_u32.pow(peer.fruitless.min(12))).min(CHECK_INTERVAL);
+        let pause = (RECHECK * 2_u32.pow(peer.fruitless.min(8))).min(RECHECK_MAX);
         peer.check_at = now + pause + self.jitter.up_to(pause);
     }
 

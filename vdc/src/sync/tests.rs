@@ -5,7 +5,8 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::record::{Estate, Exposure, Tombstone};
-use crate::{Office, SigningKey, UnixTime, VdcId};
+use crate::roster::issue;
+use crate::{Name, Office, SigningKey, UnixTime, VdcId, WgKey};
 
 const VDC: VdcId = VdcId([9; 32]);
 
@@ -430,6 +431,44 @@ fn early_records_are_bounded_per_peer_and_in_all() {
     assert!(early.insert(Key([0; 32]), record(1), 100) && early.contains(&record(1).hash()));
     early.forget(&Key([0; 32]));
     assert!(early.is_empty());
+}
+
+#[test]
+fn real_rosters_converge_whatever_the_order_of_arrival() {
+    let now = Instant::now();
+    let node = signer();
+    let founded = issue::found(issue::Founding {
+        name: Name::new("acme").expect("a label"),
+        site: Name::new("paris").expect("a label"),
+        node_name: Name::new("paris1").expect("a label"),
+        owner: &SigningKey::from_seed(&[2; 32]),
+        recovery: Key([3; 32]),
+        node: &node,
+        wg: WgKey([4; 32]),
+        nonce: Hash([5; 32]),
+        ipv4: None,
+        now: UnixTime(1_000_000),
+    });
+    let full = founded.roster;
+    let mut empty = Roster::new(founded.records[0].clone()).expect("a genesis");
+    let peer = Key([1; 32]);
+    let mut syncer = Syncer::new(Key([0; 32]), [0; 32], now);
+    syncer.handle_link_up(peer, now);
+    // What needs a right comes before what gives it: kept, and applied when its ground arrives.
+    for record in founded.records[1..].iter().rev() {
+        let packed = Packed::Bytes(record.encode().into());
+        syncer.handle_message(peer, Message::Records(vec![packed]), &mut empty, now);
+    }
+    assert!(empty.hashes().eq(full.hashes()));
+    assert!(syncer.early.is_empty());
+    let applied: usize = std::iter::from_fn(|| syncer.poll_event())
+        .map(|event| if let Event::Applied { records, .. } = event { records.len() } else { 0 })
+        .sum();
+    assert_eq!(applied, founded.records.len() - 1);
+    // A record of somebody without any right stays out.
+    let stranger = Packed::Shared(plain(1));
+    syncer.handle_message(peer, Message::Records(vec![stranger]), &mut empty, now);
+    assert!(empty.hashes().eq(full.hashes()));
 }
 
 #[test]
