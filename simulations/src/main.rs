@@ -27,7 +27,7 @@ use std::time::Instant;
 use anyhow::{Context as _, Result};
 use clap::{Parser, ValueEnum};
 
-use report::Report;
+use report::{Phase, Report};
 use scenario::{SCENARIOS, Scenario};
 use world::{Knobs, SECOND_US, World};
 
@@ -130,27 +130,35 @@ fn chosen(name: &str) -> Result<Vec<Scenario>> {
 fn run(knobs: Knobs, name: &str, scenarios: &[Scenario]) -> Result<Report> {
     let started = Instant::now();
     let mut world = World::new(knobs);
-    let mut figures = Vec::new();
-    play(&mut world, scenarios, &mut figures).with_context(|| failure(&world, name))?;
+    let (mut figures, mut phases) = (Vec::new(), Vec::new());
+    play(&mut world, scenarios, &mut figures, &mut phases).with_context(|| failure(&world, name))?;
     Ok(Report {
         knobs,
         scenario: name.to_owned(),
         virtual_s: seconds(world.now_us),
         real_s: started.elapsed().as_secs_f64(),
+        phases,
         events: world.trace.events(),
         figures,
         trace: world.trace.hash(),
     })
 }
 
-fn play(world: &mut World, scenarios: &[Scenario], figures: &mut Vec<report::Figure>) -> Result<()> {
+fn play(
+    world: &mut World,
+    scenarios: &[Scenario],
+    figures: &mut Vec<report::Figure>,
+    phases: &mut Vec<Phase>,
+) -> Result<()> {
     for scenario in scenarios {
         let started = Instant::now();
         world.note(scenario.name);
         (scenario.run)(world, figures).with_context(|| format!("in scenario {}", scenario.name))?;
-        if std::env::var_os("SIM_PROFILE").is_some() {
-            complain(&format!("{}: {:.2} s real, at {:.1} s virtual", scenario.name, started.elapsed().as_secs_f64(), seconds(world.now_us)));
-        }
+        phases.push(Phase {
+            scenario: scenario.name,
+            until_s: seconds(world.now_us),
+            real_s: started.elapsed().as_secs_f64(),
+        });
     }
     let end_us = world.knobs.minutes * 60 * SECOND_US;
     world.run_until(end_us.max(world.now_us));

@@ -26,7 +26,6 @@ impl Random {
         if bound == 0 { 0 } else { self.draw() % bound }
     }
 
-
     /// From `low` to `high`, the latter excluded.
     pub(crate) fn between(&mut self, low: u64, high: u64) -> u64 {
         low + self.below(high.saturating_sub(low))

@@ -100,6 +100,14 @@ fn kilobytes(bytes: u64) -> String {
     format!("{}.{} kB", bytes / 1000, bytes % 1000 / 100)
 }
 
+/// When a scenario ended, and what it took to compute.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub(crate) struct Phase {
+    pub(crate) scenario: &'static str,
+    pub(crate) until_s: f64,
+    pub(crate) real_s: f64,
+}
+
 /// What a run that kept all its assertions leaves behind.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Report {
@@ -108,6 +116,7 @@ pub(crate) struct Report {
     pub(crate) scenario: String,
     pub(crate) virtual_s: f64,
     pub(crate) real_s: f64,
+    pub(crate) phases: Vec<Phase>,
     pub(crate) events: u64,
     pub(crate) figures: Vec<Figure>,
     /// Equal for equal seeds and scenarios.
@@ -120,6 +129,10 @@ impl fmt::Display for Report {
         writeln!(f, "seed {seed}, {nodes} nodes at {sites} sites, scenario {}", self.scenario)?;
         for figure in &self.figures {
             writeln!(f, "  {figure}")?;
+        }
+        for Phase { scenario, until_s, real_s } in &self.phases {
+            let what = format!("{scenario}: until");
+            writeln!(f, "  {what:<56} {until_s:.1} s, took {real_s:.1} s of real time")?;
         }
         writeln!(f, "  {:<56} {:.1} s in {:.1} s of real time", "virtual time", self.virtual_s, self.real_s)?;
         write!(f, "  {:<56} {} events, {}", "trace", self.events, self.trace)

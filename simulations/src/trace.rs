@@ -24,7 +24,8 @@ impl Trace {
     pub(crate) fn event(&mut self, at_us: u64, kind: u8, from: usize, to: usize, size: usize) {
         let mut bytes = [0; 33];
         bytes[0] = kind;
-        for (slot, value) in bytes[1..].as_chunks_mut::<8>().0.iter_mut().zip([at_us, from as u64, to as u64, size as u64])
+        for (slot, value) in
+            bytes[1..].as_chunks_mut::<8>().0.iter_mut().zip([at_us, from as u64, to as u64, size as u64])
         {
             *slot = value.to_le_bytes();
         }

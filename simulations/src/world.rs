@@ -43,14 +43,35 @@ pub(crate) struct Knobs {
 
 #[derive(Debug)]
 enum Event {
-    Deliver { from: usize, to: usize, link: u64, message: Box<Message> },
-    Timer { node: usize },
-    Refresh { node: usize },
-    Dial { from: usize, to: usize },
-    LinkUp { from: usize, to: usize },
+    Deliver {
+        from: usize,
+        to: usize,
+        link: u64,
+        message: Box<Message>,
+    },
+    Timer {
+        node: usize,
+    },
+    Refresh {
+        node: usize,
+    },
+    Dial {
+        from: usize,
+        to: usize,
+    },
+    LinkUp {
+        from: usize,
+        to: usize,
+    },
     /// `node` finds out that its link to `peer` is dead.
-    LinkLost { node: usize, peer: usize, link: u64 },
-    Boot { node: usize },
+    LinkLost {
+        node: usize,
+        peer: usize,
+        link: u64,
+    },
+    Boot {
+        node: usize,
+    },
 }
 
 struct Scheduled {
@@ -260,7 +281,9 @@ impl World {
 
     /// Links between any node and a revoked one, seen from the other end.
     pub(crate) fn links_to_revoked(&self) -> usize {
-        self.members().map(|node| self.nodes[node].links.keys().filter(|peer| self.revoked.contains(peer)).count()).sum()
+        self.members()
+            .map(|node| self.nodes[node].links.keys().filter(|peer| self.revoked.contains(peer)).count())
+            .sum()
     }
 
     pub(crate) fn heal(&mut self) {
@@ -273,8 +296,12 @@ impl World {
         self.network.cut(island);
         self.note("network cut");
         for node in 0..self.nodes.len() {
-            let dead: Vec<(usize, u64)> =
-                self.nodes[node].links.iter().filter(|(p, _)| !self.reaches(node, **p)).map(|(p, l)| (*p, *l)).collect();
+            let dead: Vec<(usize, u64)> = self.nodes[node]
+                .links
+                .iter()
+                .filter(|(p, _)| !self.reaches(node, **p))
+                .map(|(p, l)| (*p, *l))
+                .collect();
             for (peer, link) in dead {
                 let after_us = self.random.between(5 * SECOND_US, 30 * SECOND_US);
                 self.schedule(after_us, Event::LinkLost { node, peer, link });
