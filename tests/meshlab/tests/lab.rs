@@ -13,6 +13,8 @@ use meshlab::{
     BitRate, Direction, Family, Host, Lab, LinkOptions, Nat, Service, Signal, Site, SiteOptions, Transport,
     require_tools, wait_until,
 };
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
 
 /// Longer than anything here takes on a machine that has other things to do.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -66,30 +68,31 @@ fn wait_reachable(host: &Host, to: IpAddr) -> Result<()> {
     Ok(wait_until(PATIENCE, &format!("{to} to answer {}", host.name()), look)?)
 }
 
-/// Sends `len` bytes over TCP and returns how long they took from the first to the last.
+/// Sends `len` bytes over TCP and returns how long it took, from the connection's beginning to its end.
 fn transfer(from: &Host, to: &Host, address: IpAddr, len: usize) -> Result<Duration> {
     let listener = to.enter(|| TcpListener::bind((address, 0)))??;
     let target = listener.local_addr()?;
     std::thread::scope(|scope| {
-        let receiver = scope.spawn(move || -> Result<Duration> {
+        let receiver = scope.spawn(move || -> Result<()> {
             let (mut stream, _) = listener.accept()?;
             stream.set_read_timeout(Some(PATIENCE))?;
-            let (mut seen, mut start, mut buffer) = (0, None, vec![0; 256 * 1024]);
+            let (mut seen, mut buffer) = (0, vec![0; 256 * 1024]);
             loop {
-                let count = stream.read(&mut buffer)?;
-                let start = *start.get_or_insert_with(Instant::now);
-                seen += count;
-                if count == 0 {
-                    ensure!(seen == len, "{seen} of {len} bytes arrived");
-                    return Ok(start.elapsed());
+                match stream.read(&mut buffer)? {
+                    0 => break,
+                    count => seen += count,
                 }
             }
+            ensure!(seen == len, "{seen} of {len} bytes arrived");
+            Ok(())
         });
+        let start = Instant::now();
         let mut stream = from.enter(|| TcpStream::connect_timeout(&target, PATIENCE))??;
         stream.set_write_timeout(Some(PATIENCE))?;
         stream.write_all(&vec![7; len])?;
         drop(stream);
-        receiver.join().expect("the receiver does not panic")
+        receiver.join().expect("the receiver does not panic")?;
+        Ok(start.elapsed())
     })
 }
 
@@ -106,18 +109,22 @@ fn every_host_reaches_every_other_at_the_configured_delay() -> Result<()> {
         for (site, host) in &hosts {
             for (to_site, to) in hosts.iter().filter(|(_, to)| to.name() != host.name()) {
                 for address in to.addresses() {
-                    let ping = ping_with(host, &["-c", "2", "-i", "0.01", "-W", "5"], address)?;
-                    let from_to = format!("{} to {address} took {} ms", host.name(), ping.rtt_min);
-                    ensure!(ping.received == 2, "{from_to}");
-                    let expected = if site == to_site { 0.0..15.0 } else { 20.0..60.0 };
-                    ensure!(expected.contains(&ping.rtt_min), "{from_to}");
+                    let (floor, ceiling) = if site == to_site { (0.0, 15.0) } else { (20.0, 60.0) };
+                    let from_to = format!("{} to {address}", host.name());
+                    // A busy machine may answer late, but never too early.
+                    let rtt = wait_until(PATIENCE, &format!("{from_to} within {ceiling} ms"), || {
+                        let ping = ping_with(host, &["-c", "2", "-i", "0.01", "-W", "5"], address)?;
+                        ensure!(ping.rtt_min <= ceiling, "{} of 2 after {} ms", ping.received, ping.rtt_min);
+                        Ok(ping.rtt_min)
+                    })?;
+                    ensure!(rtt >= floor, "{from_to} took {rtt} ms");
                 }
             }
         }
         let (_, host) = &hosts[0];
         ensure!(host.ok(&["hostname"])?.trim() == "paris1");
         for server in lab.name_server().addresses() {
-            ensure!(reaches(host, server)?, "the WAN answers pings at {server}");
+            wait_reachable(host, server)?;
         }
         Ok(())
     })
@@ -148,7 +155,7 @@ fn lan_traffic_and_multicast_stay_in_the_site() -> Result<()> {
         let (len, from) = near.recv_from(&mut buffer)?;
         ensure!(&buffer[..len] == b"who is there?" && from.ip() == paris1.addresses()[1]);
         for address in paris2.addresses() {
-            ensure!(reaches(&paris1, address)?);
+            wait_reachable(&paris1, address)?;
         }
         ensure!(paris.uplink().counters() == before, "LAN traffic crossed the uplink");
 
@@ -220,8 +227,8 @@ fn bandwidth_is_capped_near_the_configured_rate() -> Result<()> {
             let len = 3_000_000;
             let took = transfer(&paris1, &berlin1, address, len)?;
             let mbit = len as f64 * 8.0 / 1e6 / took.as_secs_f64();
-            // Headers take 5 %; the queue lets nothing through faster. Slower is the machine's business.
-            ensure!((4.0..=20.5).contains(&mbit), "{mbit:.1} Mbit/s to {address}");
+            // Headers take 5 %, and nothing gets through faster. Slower is the machine's business.
+            ensure!((4.0..=20.0).contains(&mbit), "{mbit:.1} Mbit/s to {address}");
         }
         Ok(())
     })
@@ -299,7 +306,7 @@ fn renumbered_site_is_reached_at_its_new_addresses_only() -> Result<()> {
             ensure!(!reaches(&berlin1, *address)?, "{address} still answers");
         }
         for address in berlin1.addresses() {
-            ensure!(reaches(&paris1, address)?, "{address} from the new address");
+            wait_reachable(&paris1, address)?;
         }
         Ok(())
     })
@@ -314,13 +321,20 @@ fn names_resolve_by_the_lab_name_server_and_change_at_run_time() -> Result<()> {
         let resolve = |host: &Host| -> Result<BTreeSet<IpAddr>> {
             let output = host.run(&["getent", "ahosts", "seed.example"])?.stdout;
             let first_words = output.lines().filter_map(|line| line.split_whitespace().next());
-            Ok(first_words.map(str::parse).collect::<Result<_, _>>()?)
+            // Where there is no IPv4, its addresses come mapped.
+            let addresses: Vec<IpAddr> = first_words.map(str::parse).collect::<Result<_, _>>()?;
+            Ok(addresses.iter().map(IpAddr::to_canonical).collect())
+        };
+        let wait_resolved = |host: &Host, expected: &[IpAddr]| {
+            let expected = expected.iter().copied().collect();
+            let look = || resolve(host).and_then(|a| if a == expected { Ok(()) } else { anyhow::bail!("{a:?}") });
+            wait_until(PATIENCE, &format!("seed.example as {expected:?} on {}", host.name()), look)
         };
         ensure!(resolve(&paris1)?.is_empty());
         names.set("seed.example", &berlin1.addresses());
-        ensure!(resolve(&paris1)? == BTreeSet::from_iter(berlin1.addresses()));
+        wait_resolved(&paris1, &berlin1.addresses())?;
         names.set("seed.example", &paris1.addresses()[1..]);
-        ensure!(resolve(&berlin1)? == BTreeSet::from_iter(paris1.v4().map(IpAddr::V4)));
+        wait_resolved(&berlin1, &paris1.addresses()[1..])?;
         names.set_silent(true);
         let before = names.queries();
         ensure!(resolve(&paris1)?.is_empty() && names.queries() > before);
@@ -328,7 +342,8 @@ fn names_resolve_by_the_lab_name_server_and_change_at_run_time() -> Result<()> {
         let lisbon = lab.site("lisbon", SiteOptions { family: Family::V6, ..SiteOptions::default() })?;
         let lisbon1 = lisbon.host("lisbon1")?;
         names.set_silent(false);
-        ensure!(lisbon1.v4().is_none() && !resolve(&lisbon1)?.is_empty(), "a site without IPv4 resolves too");
+        ensure!(lisbon1.v4().is_none(), "a site without IPv4 resolves too");
+        wait_resolved(&lisbon1, &paris1.addresses()[1..])?;
         Ok(())
     })
 }
@@ -456,18 +471,35 @@ fn capture_and_names_are_checked() -> Result<()> {
     })
 }
 
+/// Moves the calling thread, and those that it starts, into a machine of its own, whose traces nobody else changes.
+fn leave_shared_machine() -> Result<()> {
+    const NONE: Option<&str> = None;
+    unshare(CloneFlags::CLONE_FS | CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET)?;
+    mount(NONE, "/", NONE, MsFlags::MS_REC | MsFlags::MS_PRIVATE, NONE)?;
+    mount(Some("tmpfs"), "/run", Some("tmpfs"), MsFlags::empty(), NONE)?;
+    Ok(())
+}
+
 /// What a lab could leave behind on the machine.
 fn traces() -> Result<BTreeSet<String>> {
     let mut traces = BTreeSet::new();
-    for file in ["/proc/net/dev", "/proc/mounts"] {
+    for file in ["/proc/thread-self/net/dev", "/proc/thread-self/mounts"] {
         // Traffic counters change by themselves.
         let text = fs::read_to_string(file)?;
         traces.extend(text.lines().map(|l| l.split(':').next().unwrap_or(l).to_owned()));
     }
-    for entry in fs::read_dir("/run/netns").into_iter().flatten() {
+    for entry in fs::read_dir("/run")? {
         traces.insert(entry?.path().display().to_string());
     }
     Ok(traces)
+}
+
+/// Something may go: mounts that were copied from the machine end with what is mounted there.
+fn ensure_nothing_new(before: &BTreeSet<String>) -> Result<()> {
+    let now = traces()?;
+    let new: Vec<&String> = now.difference(before).collect();
+    ensure!(new.is_empty(), "the lab is visible: {new:?}");
+    Ok(())
 }
 
 /// Processes of which the command line contains `mark`.
@@ -485,13 +517,14 @@ fn spawn_daemon(host: &Host, mark: &str) -> Result<Service> {
 #[test]
 fn dropped_lab_leaves_nothing() -> Result<()> {
     let mark = format!("1000.{}", std::process::id());
+    leave_shared_machine()?;
     let before = traces()?;
     let lab = Lab::builder().build()?;
     let [(_, paris1), (_, berlin1)] = two_sites(&lab)?;
     let service = paris1.spawn(&["sleep", &mark])?;
     let daemon = spawn_daemon(&berlin1, &mark)?;
     wait_until(PATIENCE, "both sleeps", || processes(&mark) == 2)?;
-    ensure!(traces()? == before, "a running lab is visible");
+    ensure_nothing_new(&before)?;
     let dir = lab.dir().to_owned();
     ensure!(dir.exists());
     drop(lab);
@@ -499,8 +532,7 @@ fn dropped_lab_leaves_nothing() -> Result<()> {
     ensure!(paris1.run(&["true"]).is_err(), "a handle outlived the lab, but nothing runs any more");
     drop((paris1, berlin1, service, daemon));
     wait_until(PATIENCE, "the directory to go", || !dir.exists())?;
-    ensure!(traces()? == before);
-    Ok(())
+    ensure_nothing_new(&before)
 }
 
 /// Runs itself as another process, which is killed in the middle of a lab.
