@@ -151,7 +151,10 @@ impl Run {
         }
         let mut all = vec!["nextest", "run", "--locked", "--profile", profile];
         all.extend(arguments);
-        let outcome = self.cargo(&all);
+        let mut command = self.command("cargo", &all);
+        // Where end-to-end tests find the binaries that were built before them.
+        command.env("MESHD_BIN_DIR", self.target_dir().join("debug"));
+        let outcome = self.finish(command);
         if let Ok(text) = fs::read_to_string(&report) {
             let counts = junit_counts(&text).with_context(|| format!("cannot read {}", report.display()))?;
             self.counts.passed += counts.passed;
