@@ -5,8 +5,11 @@ use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 
+use fuzz_targets::Statement;
 use minicbor::bytes::{ByteArray, ByteVec};
-use vdc::invite::{DoorRequest, DoorResponse, Hello, Invite, InviteRegistrar, Pass, Question, Redeem, Refusal, Renew};
+use vdc::invite::{
+    DoorRequest, DoorResponse, Hello, Invite, InviteRegistrar, InviteState, Pass, Question, Redeem, Refusal, Renew,
+};
 use vdc::record::{
     Authority, Block, BlockMatch, Contact, ContactAddress, Delegation, Estate, Exposure, Genesis, Grant, Member,
     Policy, PortRange, Protocol, Site, Tombstone,
@@ -31,6 +34,8 @@ fn main() -> std::io::Result<()> {
     let encoded: Vec<_> = messages.iter().map(|(name, message)| (*name, message.encode())).collect();
     binary("sync-message", &encoded)?;
     binary("invite", &[("one-registrar", token(&owner).into_bytes())])?;
+    binary("invite-state", &invite_states(&owner))?;
+    binary("roster", &histories())?;
     text("name", &["paris", "a", "berlin-1"], &["", "Paris", "-a", "a.b"])?;
     text(
         "ipv4-block",
@@ -175,6 +180,77 @@ fn records(owner: &SigningKey) -> Vec<(&'static str, Vec<u8>)> {
         ("policy", Body::Policy(Policy { version: 1, previous: None, document: policy::Document::default() })),
     ];
     bodies.into_iter().map(|(kind, body)| (kind, signed(2, body))).collect()
+}
+
+fn invite_states(owner: &SigningKey) -> Vec<(&'static str, Vec<u8>)> {
+    let state = InviteState {
+        vdc: VDC,
+        id: InviteId([6; 16]),
+        registrar: owner.public(),
+        key: Key([14; 32]),
+        site: SiteNumber(1),
+        created: NOW,
+        expires: UnixTime(NOW.0 + 3600),
+        uses_left: 1,
+        founder: false,
+        ephemeral: false,
+        revoked: false,
+        redeemed: Vec::new(),
+    };
+    let redeemed = InviteState { uses_left: 0, redeemed: vec![(Key([2; 32]), Hash([5; 32]))], ..state.clone() };
+    vec![("open", state.encode()), ("redeemed", redeemed.encode())]
+}
+
+/// Histories for the target `roster`: keys are 0 the owner's, 1 the first admin's and registrar's, 2 another admin's.
+fn histories() -> Vec<(&'static str, Vec<u8>)> {
+    let key = |n: u8| SigningKey::from_seed(&[n + 1; 32]).public();
+    let site = SiteNumber(10_332);
+    let member = |node: u8, serial, wg: u8| {
+        Body::Member(Member {
+            node: key(node),
+            wg: WgKey([wg; 32]),
+            site,
+            name: name("web"),
+            serial,
+            bump: 0,
+            ipv4: None,
+            not_before: NOW,
+            not_after: UnixTime(NOW.0 + 86_400),
+            ephemeral: false,
+        })
+    };
+    let registrar = |subject: u8, serial| {
+        Body::Delegation(Delegation {
+            subject: key(subject),
+            authority: Authority::Registrar(site),
+            serial,
+            not_before: NOW,
+            not_after: UnixTime(NOW.0 + 86_400),
+        })
+    };
+    let close = |subject: u8| {
+        let estate = Some(Estate { last: 0, records: Vec::new() });
+        Body::Tombstone(Tombstone { subject: key(subject), floor: 0, at: NOW, reason: String::new(), estate })
+    };
+    let said = |statements: Vec<(u8, u8, Body)>| {
+        let numbered = statements.into_iter().zip(1..);
+        let statements: Vec<_> =
+            numbered.map(|((by, under, body), number)| Statement { by, under, number, body }).collect();
+        codec::encode(&statements)
+    };
+    let port = PortRange { protocol: Protocol::Udp, first: 1, last: 9 };
+    let exposure = Body::Exposure(Exposure { node: key(4), serial: 1, ports: vec![port] });
+    vec![
+        (
+            "displaced",
+            said(vec![(1, 2, member(4, 1, 1)), (1, 2, member(4, 2, 2)), (1, 2, member(5, 1, 3)), (4, 4, exposure)]),
+        ),
+        (
+            "revived",
+            said(vec![(2, 1, registrar(3, 1)), (3, 3, member(4, 1, 1)), (0, 0, close(2)), (1, 1, registrar(3, 1))]),
+        ),
+        ("mutual", said(vec![(1, 1, close(2)), (2, 1, close(1)), (1, 2, member(4, 1, 1)), (0, 0, close(1))])),
+    ]
 }
 
 fn door_requests() -> Vec<(&'static str, Vec<u8>)> {

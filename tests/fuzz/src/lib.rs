@@ -3,10 +3,14 @@
 //! A [`Target`] must survive any input, and checks more than that: what it accepts has exactly one encoding, which is the
 //! input. The replay test below is part of every test run; the search for new inputs is the binary `fuzz`.
 
+mod roster;
+
+pub use roster::Statement;
+
 use std::fmt::Display;
 use std::str::FromStr;
 
-use vdc::invite::{DoorRequest, DoorResponse, Invite};
+use vdc::invite::{DoorRequest, DoorResponse, Invite, InviteState};
 use vdc::{Ipv4Block, Key, Name, Signed, VdcId, codec, peer, policy, sync};
 use vdc_api::{FlowSpec, PortSpec};
 
@@ -28,6 +32,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "door-response", run: |bytes| canonical(bytes, DoorResponse::decode, DoorResponse::encode) },
     Target { name: "flow-spec", run: parsed_and_written::<FlowSpec> },
     Target { name: "invite", run: invite },
+    Target { name: "invite-state", run: |bytes| canonical(bytes, InviteState::decode, InviteState::encode) },
     Target { name: "ipv4-block", run: parsed_and_written::<Ipv4Block> },
     Target { name: "key", run: parsed_and_written::<Key> },
     Target { name: "name", run: parsed_and_written::<Name> },
@@ -36,6 +41,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "policy-document", run: policy_document },
     Target { name: "port-spec", run: parsed_and_written::<PortSpec> },
     Target { name: "record", run: record },
+    Target { name: "roster", run: roster::run },
     Target { name: "sync-message", run: |bytes| canonical(bytes, sync::Message::decode, sync::Message::encode) },
 ];
 
