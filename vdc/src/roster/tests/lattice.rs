@@ -182,7 +182,6 @@ fn replica(lab: &Lab, records: &[Signed], mask: u64) -> Roster {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 160, ..ProptestConfig::default() })]
 
     /// Commutative, associative, idempotent; and the view follows from the set.
     #[test]
