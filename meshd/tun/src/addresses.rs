@@ -28,7 +28,7 @@ pub struct AddressWatch {
     connection: Pin<Box<dyn Future<Output = ()> + Send>>,
     handle: Handle,
     messages: Messages,
-    last: Option<Vec<IpAddr>>,
+    last: Option<Vec<(IpAddr, u8)>>,
 }
 
 impl std::fmt::Debug for AddressWatch {
@@ -48,14 +48,15 @@ impl AddressWatch {
         Ok(Self { connection: Box::pin(connection), handle, messages, last: None })
     }
 
-    /// Waits until the list differs from the one told last, and returns it: IPv6 first, then by value.
+    /// Waits until the list differs from the one told last, and returns it: addresses with the prefix lengths of their
+    /// networks, IPv6 first, then by value.
     ///
     /// # Errors
     /// If the kernel closes the connection. The watch is of no use then.
     ///
     /// # Cancel safety
     /// Safe: what was not told yet is told by the next call.
-    pub async fn changed(&mut self) -> io::Result<Vec<IpAddr>> {
+    pub async fn changed(&mut self) -> io::Result<Vec<(IpAddr, u8)>> {
         loop {
             if self.last.is_some() {
                 self.wait_for_message().await?;
@@ -88,7 +89,7 @@ impl AddressWatch {
         }
     }
 
-    async fn list(&mut self) -> io::Result<Vec<IpAddr>> {
+    async fn list(&mut self) -> io::Result<Vec<(IpAddr, u8)>> {
         let handle = self.handle.clone();
         tokio::select! {
             // cancel-safe: kept and polled again.
@@ -99,7 +100,7 @@ impl AddressWatch {
     }
 }
 
-async fn list_addresses(handle: &Handle) -> io::Result<Vec<IpAddr>> {
+async fn list_addresses(handle: &Handle) -> io::Result<Vec<(IpAddr, u8)>> {
     let links: Vec<_> = handle.link().get().execute().try_collect().await.map_err(io::Error::other)?;
     let usable: Vec<u32> = links
         .iter()
@@ -114,12 +115,12 @@ async fn list_addresses(handle: &Handle) -> io::Result<Vec<IpAddr>> {
         .map(|link| link.header.index)
         .collect();
     let messages: Vec<_> = handle.address().get().execute().try_collect().await.map_err(io::Error::other)?;
-    let mut addresses: Vec<IpAddr> = messages
+    let mut addresses: Vec<(IpAddr, u8)> = messages
         .iter()
         .filter(|message| usable.contains(&message.header.index))
-        .filter_map(candidate_address)
+        .filter_map(|message| Some((candidate_address(message)?, message.header.prefix_len)))
         .collect();
-    addresses.sort_by_key(|address| (address.is_ipv4(), *address));
+    addresses.sort_by_key(|(address, length)| (address.is_ipv4(), *address, *length));
     addresses.dedup();
     Ok(addresses)
 }

@@ -1,16 +1,43 @@
-//! (room under construction)
+//! The data plane of a node: TUNs, the UDP socket, WireGuard's cryptography, and a VDC's place in the kernel's network.
+//!
+//! [`DataPlane`] owns the socket and the threads, [`VdcHandle`] is one VDC on it, [`VdcNetwork`] its namespace with the
+//! persistent TUN. [`AddressWatch`] tells the host's own addresses.
+//!
+//! It is not the truth about peers: that is `vdc_overlay::Overlay`, a state machine that the overlay thread drives. And
+//! it judges no flow: policy is the kernel's, in the VDC's namespace.
+//!
+//! ```text
+//!            mesh0 of each VDC                                  the one UDP socket
+//!   TUN ──> mesh-tx (one per VDC): cut, seal ─────────────────────> GSO send
+//!   TUN <── write super-packets <── mesh-rx: open, check source, join <── GRO receive
+//!                      │ no tunnel        │ handshakes, first data, probes, unknown index
+//!                      └──────> mailbox <─┘
+//!                      mesh-overlay: Overlay per VDC ──> snapshot for the packet threads, events for the control plane
+//! ```
+//! Invariants: an established tunnel's packets cross one thread each way, with no channel, allocation or lock per packet
+//! (a tunnel is locked once per batch); the packet threads never wait for the control plane; every queue is bounded and
+//! drops are counted; bytes from outside never panic.
+
 mod addresses;
+mod datapath;
+mod driver;
+mod mailbox;
 mod metrics;
 mod netlink;
 mod netns;
+mod noise;
 mod offload;
+mod snapshot;
 mod socket;
 mod sys;
 mod tun;
+mod tunnel;
 
-pub use addresses::*;
-pub use metrics::*;
-pub use netlink::*;
-pub use netns::*;
+pub use addresses::AddressWatch;
+pub use driver::{DataPlane, DataPlaneConfig, DataPlaneError, VdcConfig, VdcHandle, VdcView};
+pub use metrics::{Counter, Counters};
+pub use netlink::{GATEWAY_V4, GATEWAY_V6, HOST_PORT_INTERFACE, MTU_BYTES, NetworkConfig, NetworkError, VdcNetwork};
+pub use netns::Netns;
+pub use noise::{BoringFactory, BoringNoise};
 pub use socket::{SocketError, SocketOffloads};
-pub use tun::*;
+pub use tun::{TUN_INTERFACE, Tun, TunOffloads};

@@ -81,8 +81,8 @@ counters! {
     rate_dropped,
     /// Packets for the overlay thread while its queue was full.
     queue_full_dropped,
-    /// Events for the control plane that had to wait because its queue was full.
-    events_deferred,
+    /// Events that the control plane did not take for so long that the room to keep them ran out.
+    events_lost,
 }
 
 impl Counters {

@@ -132,9 +132,13 @@ fn write_checksum(packet: &mut [u8], at: usize, value: u16) {
     packet[at..at + 2].copy_from_slice(&value.to_ne_bytes());
 }
 
+/// A length or count inside one IP packet.
+fn narrow(value: usize) -> u16 {
+    u16::try_from(value).expect("lengths inside one IP packet fit 16 bits")
+}
+
 fn write16(packet: &mut [u8], at: usize, value: usize) {
-    let value = u16::try_from(value).expect("lengths inside one IP packet fit 16 bits");
-    packet[at..at + 2].copy_from_slice(&value.to_be_bytes());
+    packet[at..at + 2].copy_from_slice(&narrow(value).to_be_bytes());
 }
 
 /// Sets the IP length fields of a packet to its real length, and the IPv4 header checksum.
@@ -218,14 +222,13 @@ pub(crate) fn cut(header: VnetHeader, packet: &mut [u8], mut emit: impl FnMut(&[
         let segment = &mut packet[payload - headers_bytes..end];
         segment[..headers_bytes].copy_from_slice(template);
         if segment[0] >> 4 == 4 {
-            let step = u16::try_from(index).expect("fewer than 65,536 payloads fit one packet");
-            segment[4..6].copy_from_slice(&first_id.wrapping_add(step).to_be_bytes());
+            segment[4..6].copy_from_slice(&first_id.wrapping_add(narrow(index)).to_be_bytes());
         }
         write_ip_length(segment, ip_header_bytes);
         let transport_bytes = segment.len() - transport;
         let pseudo = pseudo_sum(segment, protocol, transport_bytes);
         if protocol == TCP {
-            let step = u32::try_from(index * gso_size).expect("offsets inside one packet fit 16 bits");
+            let step = u32::from(narrow(index * gso_size));
             segment[transport + 4..transport + 8].copy_from_slice(&first_sequence.wrapping_add(step).to_be_bytes());
             if index + 1 < count {
                 segment[transport + 13] &= !(TCP_FIN | TCP_PSH);
@@ -481,7 +484,7 @@ impl Group {
             return false;
         }
         let same_network = if transport == IPV4_HEADER_BYTES {
-            let step = u16::try_from(self.packets.len()).expect("at most JOIN_PACKETS_MAX");
+            let step = narrow(self.packets.len());
             let (first, id) = (read16(head, 4), read16(packet, 4));
             // TOS; flags (fragments never come here); TTL. The id must be what cutting would make of it again.
             head[1] == packet[1] && head[6] == packet[6] && head[8] == packet[8] && id == first.wrapping_add(step)
@@ -522,7 +525,6 @@ impl Group {
         }
         let pseudo = fold(pseudo_sum(head, protocol, transport_bytes));
         write_checksum(head, transport + checksum_offset, pseudo);
-        let narrow = |value: usize| u16::try_from(value).expect("lengths inside one IP packet fit 16 bits");
         let header = VnetHeader {
             flags: FLAG_NEEDS_CHECKSUM,
             gso_type: match (protocol, transport) {

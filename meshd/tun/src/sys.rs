@@ -36,6 +36,29 @@ fn check(result: c_int) -> io::Result<c_int> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
 
+/// A count that the kernel returned, checked to be at least 0.
+fn count_of(result: c_int) -> usize {
+    usize::try_from(result).unwrap_or(0)
+}
+
+/// The length of a value that is passed by pointer.
+fn length_of<T>() -> libc::socklen_t {
+    libc::socklen_t::try_from(size_of::<T>()).expect("the structures of system calls are tiny")
+}
+
+fn message_count(count: usize) -> libc::c_uint {
+    libc::c_uint::try_from(count).expect("at most MESSAGES_MAX")
+}
+
+/// `TUNSETIFF`'s flags: no prefix, but a virtio header.
+fn tun_flags() -> libc::c_short {
+    libc::c_short::try_from(libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_VNET_HDR).expect("the flags fit 15 bits")
+}
+
+fn segment_bytes(frame: usize) -> u16 {
+    u16::try_from(frame).expect("a frame fits one datagram, which fits 16 bits")
+}
+
 /// Opens the TUN interface `name` in the calling thread's network namespace, creating it when it does not exist.
 ///
 /// The descriptor does not block, carries a virtio header in front of each packet and no other prefix.
@@ -56,8 +79,7 @@ pub(crate) fn tun_open(name: &str) -> io::Result<File> {
     for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
         *to = from.cast_signed();
     }
-    let flags = libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
-    request.ifr_ifru.ifru_flags = libc::c_short::try_from(flags).expect("the three flags fit 15 bits");
+    request.ifr_ifru.ifru_flags = tun_flags();
     // SAFETY: TUNSETIFF reads and writes one `ifreq`, which lives on this stack frame.
     check(unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF, &raw mut request) })?;
     let size = VNET_HEADER_BYTES;
@@ -137,7 +159,7 @@ pub(crate) fn unmount(target: &Path) -> io::Result<()> {
 }
 
 fn set_int(socket: BorrowedFd<'_>, level: c_int, option: c_int, value: c_int) -> io::Result<()> {
-    let length = libc::socklen_t::try_from(size_of::<c_int>()).expect("4 fits");
+    let length = length_of::<c_int>();
     // SAFETY: pointer and length describe one int on this stack frame.
     check(unsafe { libc::setsockopt(socket.as_raw_fd(), level, option, (&raw const value).cast(), length) }).map(drop)
 }
@@ -290,7 +312,7 @@ impl SendArrays {
             header.msg_iovlen = 1;
             header.msg_flags = 0;
             if run.length > run.frame {
-                let segment = u16::try_from(run.frame).expect("a frame fits one datagram, which fits 16 bits");
+                let segment = segment_bytes(run.frame);
                 header.msg_control = (&raw mut self.controls[count]).cast();
                 // SAFETY: CMSG_SPACE only computes. CMSG_SPACE(2) <= size_of::<Control>(), and the array is 8-aligned, so
                 // the first header and its two bytes lie inside it; `msg_control` points at it and lives through the call.
@@ -308,11 +330,11 @@ impl SendArrays {
             }
             count += 1;
         }
-        let wanted = libc::c_uint::try_from(count).expect("at most MESSAGES_MAX");
+        let wanted = message_count(count);
         // SAFETY: the first `count` headers were filled above with pointers into `self` and `buffer`, both borrowed for the
         // whole call; the kernel only reads the payload.
         let sent = check(unsafe { libc::sendmmsg(socket.as_raw_fd(), self.headers.as_mut_ptr(), wanted, 0) })?;
-        Ok(usize::try_from(sent).expect("checked to be at least 0"))
+        Ok(count_of(sent))
     }
 }
 
@@ -356,21 +378,21 @@ impl ReceiveArrays {
             self.vectors[index] = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
             let header = &mut self.headers[index].msg_hdr;
             header.msg_name = (&raw mut self.names[index]).cast();
-            header.msg_namelen = libc::socklen_t::try_from(size_of::<Name>()).expect("28 fits");
+            header.msg_namelen = length_of::<Name>();
             header.msg_iov = &raw mut self.vectors[index];
             header.msg_iovlen = 1;
             header.msg_control = (&raw mut self.controls[index]).cast();
             header.msg_controllen = size_of::<Control>() as _;
             header.msg_flags = 0;
         }
-        let wanted = libc::c_uint::try_from(wanted).expect("at most MESSAGES_MAX");
+        let wanted = message_count(wanted);
         let flags = libc::MSG_WAITFORONE;
         // SAFETY: the first `wanted` headers were filled above with pointers into `self`, borrowed mutably for the whole
         // call; each buffer, name and control array is distinct and as long as stated. A null timeout waits.
         let taken = check(unsafe {
             libc::recvmmsg(socket.as_raw_fd(), self.headers.as_mut_ptr(), wanted, flags as _, ptr::null_mut())
         })?;
-        Ok(usize::try_from(taken).expect("checked to be at least 0"))
+        Ok(count_of(taken))
     }
 
     /// The `index`th entry of the last [`Self::receive`].

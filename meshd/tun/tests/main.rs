@@ -3,3 +3,4 @@
 
 mod lab;
 mod network;
+mod pair;

@@ -20,7 +20,8 @@ fn config(seed: u8) -> NetworkConfig {
 fn picture(host: &Host, config: &NetworkConfig) -> String {
     let inside = config.netns_name();
     let mut text = String::new();
-    for list in ["-o addr show", "route show table all", "-6 route show table all", "neigh show nud permanent"] {
+    let ours = ["-o addr show", "route show proto 109", "-6 route show proto 109", "neigh show nud permanent"];
+    for list in ours {
         text += &format!("host {list}\n{}vdc {list}\n{}", host.ip(list), ip_in(&inside, list));
     }
     text

@@ -1,0 +1,423 @@
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use meshd_tun::{BoringFactory, DataPlane, DataPlaneConfig, NetworkConfig, VdcConfig, VdcHandle, VdcNetwork};
+use vdc::{Ipv4Block, Key};
+use vdc_overlay::{Event, Member};
+
+use crate::lab::{Host, block, command_in, ip_in, local_name, node_prefix, vdc_id};
+
+const PORT: u16 = 51820;
+
+fn ipv4_of(number: u8) -> Option<Ipv4Block> {
+    block("10.77.0.0/24").sub_block(28, u32::from(number))
+}
+
+fn member(number: u8) -> Member {
+    Member {
+        node: Key([number; 32]),
+        wg: BoringFactory::new([number; 32]).public(),
+        prefix: node_prefix(&vdc_id(0x77), number),
+        ipv4: ipv4_of(number),
+    }
+}
+
+/// A host with one VDC and a running data plane.
+struct Node {
+    number: u8,
+    config: NetworkConfig,
+    last_paths: Vec<(Key, SocketAddr)>,
+    running: Option<Running>,
+    host: Host,
+}
+
+struct Running {
+    plane: DataPlane,
+    handle: VdcHandle,
+    _network: VdcNetwork,
+    answering: JoinHandle<()>,
+}
+
+impl Node {
+    fn new(number: u8, host: Host) -> Self {
+        let vdc = vdc_id(0x77);
+        let config = NetworkConfig {
+            vdc,
+            name: local_name(),
+            prefix: member(number).prefix,
+            ipv4: ipv4_of(number),
+            ipv4_ranges: vec![block("10.77.0.0/24")],
+            host_ipv4: true,
+        };
+        Self { number, config, last_paths: Vec::new(), running: None, host }
+    }
+
+    /// Starts the data plane as a daemon would; `remote` answers every question for endpoints.
+    fn start(&mut self, members: &[u8], remote: SocketAddr, offloads: bool) {
+        let (network, mut tun) = self.host.ensure(&self.config).expect("network");
+        if !offloads {
+            tun.disable_offloads().expect("switched off");
+        }
+        let plane =
+            self.host.netns.run(|| DataPlane::start(DataPlaneConfig { port: PORT }).map_err(std::io::Error::other));
+        let plane = plane.expect("a free port");
+        let (events, mut wanted) = tokio::sync::mpsc::channel(4);
+        let own = member(self.number);
+        let vdc = VdcConfig {
+            wireguard_secret: [self.number; 32],
+            prefix: own.prefix,
+            ipv4: own.ipv4,
+            seed: [self.number; 32],
+            members: members.iter().copied().map(member).collect(),
+            last_paths: self.last_paths.clone(),
+            tun,
+            events,
+        };
+        let handle = block_on(plane.add_vdc(vdc)).expect("added");
+        let answers = handle.clone();
+        let answering = std::thread::spawn(move || {
+            while let Some(event) = wanted.blocking_recv() {
+                if let Event::EndpointsWanted(node) = event {
+                    answers.set_candidates(node, vec![remote]).expect("room");
+                }
+            }
+        });
+        self.running = Some(Running { plane, handle, _network: network, answering });
+    }
+
+    fn set_members(&self, members: &[u8]) {
+        self.running().handle.set_members(members.iter().copied().map(member).collect()).expect("room");
+    }
+
+    fn running(&self) -> &Running {
+        self.running.as_ref().expect("started")
+    }
+
+    /// Ends the daemon and leaves its network, as a crash or an upgrade does.
+    fn stop(&mut self) {
+        let running = self.running.take().expect("started");
+        self.last_paths = running.handle.view().last_paths.clone();
+        block_on(running.handle.remove()).expect("removed");
+        running.plane.stop();
+        running.answering.join().expect("no panic");
+    }
+
+    fn counter(&self, name: &str) -> u64 {
+        let counters = self.running().plane.counters();
+        counters.each().find(|(found, _)| *found == name).unwrap_or_else(|| panic!("no counter {name}")).1
+    }
+
+    /// Waits until a counter reaches `least`.
+    fn await_counter(&self, name: &str, least: u64) -> u64 {
+        let deadline = Instant::now() + Duration::from_secs(5);
+        loop {
+            let value = self.counter(name);
+            if value >= least {
+                return value;
+            }
+            assert!(Instant::now() < deadline, "{name} stays at {value}, wanted {least}");
+            std::thread::yield_now();
+        }
+    }
+
+    fn addresses(&self) -> Vec<IpAddr> {
+        self.config.host_addresses()
+    }
+
+    fn pings(&self, address: IpAddr) -> bool {
+        self.host.command(&format!("ping -c1 -W1 {address}")).status.success()
+    }
+
+    /// Pings until an answer comes: a busy machine may need more than one.
+    fn reaches(&self, address: IpAddr) -> bool {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while !self.pings(address) {
+            if Instant::now() > deadline {
+                return false;
+            }
+        }
+        true
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        if self.running.is_some() {
+            self.stop();
+        }
+    }
+}
+
+fn block_on<T>(future: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread().build().expect("a runtime").block_on(future)
+}
+
+/// Two hosts on one cable.
+fn cable() -> (Host, Host) {
+    let (a, b) = (Host::new(), Host::new());
+    a.ip(&format!("link add wan type veth peer name wan netns {}", b.name));
+    for (host, number) in [(&a, 1), (&b, 2)] {
+        host.ip(&format!("addr add 192.0.2.{number}/24 dev wan"));
+        host.ip(&format!("addr add 2001:db8::{number}/64 dev wan nodad"));
+        host.ip("link set wan up");
+    }
+    // The kernel takes up to a second before a new link speaks IPv6.
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while !a.command("ping -c1 -W1 2001:db8::2").status.success() {
+        assert!(Instant::now() < deadline, "the cable does not carry IPv6");
+    }
+    (a, b)
+}
+
+fn wan(number: u8) -> SocketAddr {
+    SocketAddr::new(IpAddr::from([192, 0, 2, number]), PORT)
+}
+
+fn wan6(number: u8) -> SocketAddr {
+    format!("[2001:db8::{number}]:{PORT}").parse().expect("an address")
+}
+
+/// An iperf3 server for one client: the same one may still be busy with the last client when the next one comes.
+struct Server(Child);
+
+impl Server {
+    fn start(node: &Node) -> Self {
+        let mut command = Command::new("nsenter");
+        command.arg(format!("--net=/run/netns/{}", node.host.name)).args(["iperf3", "-s", "-1"]);
+        command.stdout(Stdio::null()).stderr(Stdio::null());
+        let child = command.spawn().expect("nsenter (util-linux)");
+        let deadline = Instant::now() + Duration::from_secs(5);
+        while !String::from_utf8_lossy(&node.host.command("ss -ltn").stdout).contains(":5201") {
+            assert!(Instant::now() < deadline, "iperf3 does not listen (Debian: iperf3, iproute2)");
+            std::thread::yield_now();
+        }
+        Self(child)
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.0.kill().expect("ours");
+        self.0.wait().expect("ours");
+    }
+}
+
+/// Moves 40 MB each way over both families.
+fn iperf_both_ways(a: &Node, b: &Node) {
+    for address in b.addresses() {
+        for direction in ["", "-R"] {
+            let _server = Server::start(b);
+            let output = a.host.command(&format!("iperf3 -c {address} -n 40M {direction}"));
+            assert!(output.status.success(), "{address} {direction}: {output:?}");
+        }
+    }
+    let _server = Server::start(b);
+    let output = a.host.command(&format!("iperf3 -c {} -u -b 200M -l 1300 -n 10M", b.addresses()[0]));
+    assert!(output.status.success(), "{output:?}");
+}
+
+fn pair(remotes: [SocketAddr; 2], offloads: bool) -> (Node, Node) {
+    let (a, b) = cable();
+    let (mut a, mut b) = (Node::new(1, a), Node::new(2, b));
+    a.start(&[2], remotes[0], offloads);
+    b.start(&[1], remotes[1], offloads);
+    (a, b)
+}
+
+#[test]
+fn bulk_and_pings_pass_with_offloads_over_both_families() {
+    for remotes in [[wan(2), wan(1)], [wan6(2), wan6(1)]] {
+        let (a, b) = pair(remotes, true);
+        for address in b.addresses() {
+            assert!(a.reaches(address), "{address}");
+        }
+        for address in a.addresses() {
+            assert!(b.reaches(address), "{address}");
+        }
+        iperf_both_ways(&a, &b);
+        // Super-packets on both ends: many packets per read, many per write.
+        assert!(a.counter("tun_packets") > 5 * a.counter("tun_reads"), "{:?}", a.running().plane.counters());
+        assert!(b.counter("opened") > 3 * b.counter("tun_writes"), "{:?}", b.running().plane.counters());
+        for (name, value) in b.running().plane.counters().each() {
+            assert!(!name.ends_with("_dropped") || value == 0, "{name} {value}");
+        }
+    }
+}
+
+#[test]
+fn bulk_and_pings_pass_without_any_offload() {
+    let (a, b) = pair([wan(2), wan(1)], false);
+    for node in [&a, &b] {
+        let off = node.host.command("ethtool -K wan tx-udp-segmentation off");
+        assert!(off.status.success(), "{off:?} (Debian: ethtool)");
+    }
+    for address in b.addresses() {
+        assert!(a.reaches(address), "{address}");
+    }
+    iperf_both_ways(&a, &b);
+}
+
+#[test]
+fn small_underlay_mtu_falls_back_to_fragments() {
+    let (a, b) = pair([wan(2), wan(1)], true);
+    for node in [&a, &b] {
+        node.host.ip("link set wan mtu 1400");
+    }
+    assert!(a.reaches(b.addresses()[0]));
+    iperf_both_ways(&a, &b);
+}
+
+#[test]
+fn spoofed_sources_are_dropped_and_counted() {
+    let (a, b) = pair([wan(2), wan(1)], true);
+    let target = b.addresses()[0];
+    assert!(a.reaches(target), "positive control");
+    // A member's root puts somebody else's address on its own namespace and sends with it.
+    let stranger = node_prefix(&vdc_id(0x77), 9).address(1);
+    let inside = a.config.netns_name();
+    ip_in(&inside, &format!("addr add {stranger}/128 dev lo nodad"));
+    ip_in(&inside, "addr add 10.77.0.145/32 dev lo");
+    let received = icmp_received(&b);
+    for (source, target) in [(stranger.to_string(), target), ("10.77.0.145".to_owned(), b.addresses()[1])] {
+        let before = b.counter("source_dropped");
+        let output = command_in(&inside, &format!("ping -c3 -i0.2 -W1 -I {source} {target}"));
+        assert!(!output.status.success(), "{output:?}");
+        b.await_counter("source_dropped", before + 3);
+    }
+    assert_eq!(icmp_received(&b), received, "nothing reached the host");
+    assert!(a.reaches(target), "positive control");
+}
+
+/// ICMP messages that the host's own stack saw, both families.
+fn icmp_received(node: &Node) -> String {
+    let output = node.host.command("nstat -asz Icmp6InMsgs IcmpInMsgs");
+    assert!(output.status.success(), "{output:?} (Debian: iproute2)");
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+#[test]
+fn revoked_member_is_cut_off_at_once() {
+    let (a, b) = pair([wan(2), wan(1)], true);
+    let target = b.addresses()[0];
+    assert!(a.reaches(target));
+    b.set_members(&[]);
+    let refused = b.counter("unknown_index_dropped");
+    assert!(!a.pings(target));
+    b.await_counter("unknown_index_dropped", refused + 1);
+}
+
+/// A relay between the two nodes that can repeat what it saw.
+struct Tap {
+    stop: Arc<AtomicBool>,
+    thread: JoinHandle<Vec<Vec<u8>>>,
+    injector: UdpSocket,
+}
+
+impl Tap {
+    /// Listens on `a`'s host at port 6000 and passes on between `a` (local) and `b`.
+    fn start(a: &Node, b: SocketAddr) -> Self {
+        let socket = a.host.netns.run(|| UdpSocket::bind("0.0.0.0:6000")).expect("free");
+        socket.set_read_timeout(Some(Duration::from_millis(20))).expect("set");
+        let injector = socket.try_clone().expect("cloned");
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopping = Arc::clone(&stop);
+        let thread = std::thread::spawn(move || {
+            let mut seen = Vec::new();
+            let mut local = None;
+            let mut buffer = vec![0; 65_536];
+            while !stopping.load(Ordering::Relaxed) {
+                let Ok((length, from)) = socket.recv_from(&mut buffer) else { continue };
+                let datagram = &buffer[..length];
+                let to = if from == b {
+                    local
+                } else {
+                    local = Some(from);
+                    seen.push(datagram.to_vec());
+                    Some(b)
+                };
+                if let Some(to) = to {
+                    socket.send_to(datagram, to).expect("sent");
+                }
+            }
+            seen
+        });
+        Self { stop, thread, injector }
+    }
+
+    fn finish(self) -> (Vec<Vec<u8>>, UdpSocket) {
+        self.stop.store(true, Ordering::Relaxed);
+        (self.thread.join().expect("no panic"), self.injector)
+    }
+}
+
+#[test]
+fn replayed_and_broken_datagrams_are_dropped_and_counted() {
+    let (a, b) = cable();
+    let (mut a, mut b) = (Node::new(1, a), Node::new(2, b));
+    let tap = Tap::start(&a, wan(2));
+    a.start(&[2], SocketAddr::new(wan(1).ip(), 6000), true);
+    b.start(&[1], SocketAddr::new(wan(1).ip(), 6000), true);
+    let target = b.addresses()[0];
+    for _ in 0..5 {
+        assert!(a.reaches(target), "positive control");
+    }
+    let (seen, injector) = tap.finish();
+    let data: Vec<_> = seen.iter().filter(|datagram| datagram[0] == 4 && datagram.len() > 32).collect();
+    assert!(data.len() >= 5, "the tap saw the pings");
+    let (opened, replays) = (b.counter("opened"), b.counter("replay_dropped"));
+    for datagram in &data {
+        injector.send_to(datagram, wan(2)).expect("sent");
+    }
+    let count = u64::try_from(data.len()).expect("few");
+    b.await_counter("replay_dropped", replays + count - 1); // the session's first datagram went another way
+    let forged = b.counter("unauthentic_dropped");
+    for datagram in &data {
+        let mut broken = (*datagram).clone();
+        broken[9] ^= 1; // another counter, so the seal cannot hold
+        injector.send_to(&broken, wan(2)).expect("sent");
+    }
+    b.await_counter("unauthentic_dropped", forged + count);
+    let garbage = b.counter("garbage_dropped");
+    for rubbish in [&[][..], &[0], &[4, 0, 0, 0], &[0xff; 1400], &[1; 147], &[3; 65]] {
+        injector.send_to(rubbish, wan(2)).expect("sent");
+    }
+    b.await_counter("garbage_dropped", garbage + 5);
+    assert_eq!(b.counter("opened"), opened, "nothing of it was accepted");
+}
+
+#[test]
+fn restarted_data_plane_adopts_the_network_and_flows_go_on() {
+    let (mut a, b) = pair([wan(2), wan(1)], true);
+    let target = b.addresses()[0];
+    assert!(a.reaches(target));
+    let _server = Server::start(&b);
+    let mut client = Command::new("nsenter");
+    client.arg(format!("--net=/run/netns/{}", a.host.name));
+    client.args(["iperf3", "-c", &target.to_string(), "-t", "4", "-i", "0.1", "--forceflush"]);
+    let client = client.stdout(Stdio::piped()).spawn().expect("iperf3");
+    b.await_counter("opened", 1000);
+    a.stop();
+    a.start(&[2], wan(2), true);
+    let output = client.wait_with_output().expect("ours");
+    assert!(output.status.success(), "the TCP connection survives the restart");
+    let text = String::from_utf8_lossy(&output.stdout);
+    let last = text.lines().rfind(|line| line.contains("-") && line.contains("/sec") && !line.contains("er"));
+    assert!(last.is_some_and(|line| !line.contains(" 0.00 ")), "bytes flow again at the end:\n{text}");
+}
+
+#[test]
+fn threads_end_with_the_data_plane() {
+    let (mut a, b) = pair([wan(2), wan(1)], true);
+    assert!(a.reaches(b.addresses()[0]));
+    let port =
+        a.host.netns.run(|| DataPlane::start(DataPlaneConfig { port: PORT }).map(drop).map_err(std::io::Error::other));
+    let taken = port.expect_err("held").to_string();
+    assert!(taken.contains("51820") && taken.contains("in use"), "{taken}");
+    a.stop();
+    let again = a.host.netns.run(|| DataPlane::start(DataPlaneConfig { port: PORT }).map_err(std::io::Error::other));
+    again.expect("free again").stop();
+}
