@@ -43,8 +43,6 @@ pub(crate) struct Network {
     /// Names or addresses by which this box is reached from outside (`paris.example.net`, `203.0.113.7`), most
     /// preferred first. A DNS name survives a change of every address.
     pub(crate) advertise: Vec<String>,
-    /// MTU of the overlay interfaces in bytes, 1280 to 9000.
-    pub(crate) mtu: u16,
     /// Find members on the local network by multicast DNS.
     pub(crate) mdns: bool,
 }
@@ -90,7 +88,7 @@ impl Default for Config {
 
 impl Default for Network {
     fn default() -> Self {
-        Self { port: 4710, control_port: 4712, door_port: 4713, advertise: vec![], mtu: 1420, mdns: true }
+        Self { port: 4710, control_port: 4712, door_port: 4713, advertise: vec![], mdns: true }
     }
 }
 
@@ -137,9 +135,6 @@ impl Config {
 
     fn check(&self) -> Result<(), String> {
         let network = &self.network;
-        if !(1280..=9000).contains(&network.mtu) {
-            return Err(format!("network.mtu = {} must be 1280 to 9000 (RFC 8200 needs 1280)", network.mtu));
-        }
         let ports = [network.port, network.control_port, network.door_port];
         if ports.contains(&0) || ports[0] == ports[1] || ports[1] == ports[2] || ports[0] == ports[2] {
             return Err(format!("network.port, control_port and door_port must be three different ports, got {ports:?}"));
@@ -182,7 +177,6 @@ mod tests {
         for (text, name) in [
             ("prot = 1", "prot"),
             ("[network]\nprot = 1", "prot"),
-            ("[network]\nmtu = 100", "network.mtu"),
             ("[network]\nport = 4712", "three different"),
             ("state_dir = 'x'", "absolute"),
             ("[dns]\nmode = 'magic'", "magic"),

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use meshd_control::{Control, ControlConfig, HelloSource};
 use meshd_state::VdcDir;
+use meshd_tun::VdcHandle;
 use vdc::Name;
 use vdc::address::INFRA;
 use vdc::peer::Hello;
@@ -14,7 +15,7 @@ use vdc_api::{ApiError, ErrorCode};
 use super::{Daemon, SHUTDOWN_DEADLINE, Served, VDCS_MAX};
 use crate::cache::{PATHS_FILE, Places};
 use crate::clock::system_time;
-use crate::data_plane::{DataPlane, Network};
+use crate::data_plane::{Attached, DataPlane, Network};
 use crate::error::system;
 use crate::infra;
 use crate::tasks::TaskSet;
@@ -49,7 +50,7 @@ impl Daemon {
             last_paths: paths.0,
             door_port,
         };
-        let (data, data_events, addresses) = DataPlane::attach(&self.fabric, network).await?;
+        let Attached { data, events: data_events, addresses, bridge } = DataPlane::attach(&self.fabric, network).await?;
         let infra_address = SocketAddr::new(member.prefix.address(INFRA).into(), infra::PORT);
         let boot_nonce = self.shared.boot_nonce;
         let hello: HelloSource = Arc::new(move || Hello {
@@ -68,7 +69,7 @@ impl Daemon {
         let Control { handle: control, events: control_events, task: control_task } = match control {
             Ok(control) => control,
             Err(error) => {
-                data.detach();
+                detach(&data.handle()).await;
                 return Err(system("the control plane cannot listen", &error)
                     .hint("stop the other program, or change network.control_port in /etc/meshd/meshd.toml"));
             }
@@ -76,6 +77,7 @@ impl Daemon {
         let token = self.token.child_token();
         let mut tasks = TaskSet::new(token.clone());
         tasks.spawn_draining("control", control_task.run());
+        tasks.spawn("bridge", bridge.run());
         let infra_members = vdc_core::no_members();
         let infra_tls = infra::tls(&loaded.secrets.node, Arc::clone(&infra_members));
         let bound = bind_infra(&data, infra_address).await;
@@ -126,11 +128,12 @@ impl Daemon {
     /// Stops serving a VDC and takes its interfaces, namespace and firewall away.
     pub(super) async fn unserve(&self, alias: &Name) -> Result<(), ApiError> {
         let Some(served) = self.vdcs.write().await.remove(alias) else { return Ok(()) };
-        let network = served.handle.with(|core| core.detach()).await.ok();
+        let network = served.handle.with(|core| core.data_handle()).await.ok();
         served.handle.control().shutdown();
         served.tasks.shutdown(SHUTDOWN_DEADLINE).await;
         self.shared.dns.remove_zone(alias.as_str()).await;
-        if let Some(vdc) = network {
+        if let Some((vdc, data)) = network {
+            detach(&data).await;
             DataPlane::remove(alias, vdc).await?;
         }
         let mut in_use = self.in_use.lock().await;
@@ -141,13 +144,19 @@ impl Daemon {
     }
 }
 
+/// Stops a VDC's packets. The data plane refuses only when it is overloaded or has stopped by itself.
+async fn detach(data: &VdcHandle) {
+    if let Err(error) = data.remove().await {
+        tracing::warn!(%error, "a VDC's packet thread was not stopped");
+    }
+}
+
 /// Listens on the infra address inside the VDC's namespace. A new address takes a moment to be usable.
 async fn bind_infra(data: &DataPlane, address: SocketAddr) -> std::io::Result<tokio::net::TcpListener> {
     let deadline = Instant::now() + INFRA_BIND_TIMEOUT;
     loop {
         match data.bind_tcp(address) {
             Ok(listener) => {
-                listener.set_nonblocking(true)?;
                 return tokio::net::TcpListener::from_std(listener);
             }
             Err(error) if Instant::now() >= deadline => return Err(error),

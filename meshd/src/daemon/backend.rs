@@ -116,7 +116,7 @@ impl Backend for Operations {
             Some(text) => Some(text.parse().map_err(|e: vdc::address::Ipv4BlockError| {
                 ApiError::bad_request("ipv4", e.to_string())
             })?),
-            None => self.default_ipv4().await,
+            None => default_ipv4(),
         };
         let (name, site) = (parse_name("name", &request.name)?, parse_name("site", &request.site)?);
         let wish = Wish { name, site, node, ipv4, now: system_time() };
@@ -421,15 +421,15 @@ impl Daemon {
             problems: handle.with(move |core| core.problems(&dns)).await?,
         })
     }
+}
 
-    /// An IPv4 range in 10.0.0.0/8 that no route of this host uses, chosen at random so that two VDCs rarely share one.
-    async fn default_ipv4(&self) -> Option<Ipv4Block> {
-        let taken = crate::data_plane::ipv4_routes().await;
-        let whole: Ipv4Block = "10.0.0.0/8".parse().ok()?;
-        let start = u32::from(u8::from_le_bytes(random()));
-        let candidates = (0..64).filter_map(|i| whole.sub_block(IPV4_RANGE_LENGTH, (start + i) % 64));
-        candidates.into_iter().find(|block| taken.iter().all(|other| !block.overlaps(*other)))
-    }
+/// An IPv4 range in 10.0.0.0/8 that no route of this host uses, chosen at random so that two VDCs rarely share one.
+fn default_ipv4() -> Option<Ipv4Block> {
+    let taken = crate::data_plane::ipv4_routes();
+    let whole: Ipv4Block = "10.0.0.0/8".parse().expect("a literal block");
+    let start = u32::from(u8::from_le_bytes(random()));
+    let mut candidates = (0..64).filter_map(|i| whole.sub_block(IPV4_RANGE_LENGTH, (start + i) % 64));
+    candidates.find(|block| taken.iter().all(|other| !block.overlaps(*other)))
 }
 
 /// The token was used here before: the same membership again.

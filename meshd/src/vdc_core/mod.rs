@@ -193,10 +193,9 @@ impl Core {
         &self.view
     }
 
-    /// Stops carrying packets; the VDC's id tells what there is to take away.
-    pub(crate) fn detach(&mut self) -> vdc::VdcId {
-        self.data.detach();
-        self.view.vdc
+    /// What there is to stop and take away when this node leaves.
+    pub(crate) fn data_handle(&self) -> (vdc::VdcId, meshd_tun::VdcHandle) {
+        (self.view.vdc, self.data.handle())
     }
 
     fn now(&self) -> UnixTime {

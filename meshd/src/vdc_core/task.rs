@@ -341,7 +341,6 @@ impl Core {
                 tracing::info!(vdc = %self.alias, count = addresses.len(), "this host's addresses changed");
                 self.local_addresses = addresses;
                 self.observed.clear();
-                self.data.network_changed();
                 let control = self.control.clone();
                 self.spawn(async move {
                     control.network_changed().await;
