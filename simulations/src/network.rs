@@ -4,13 +4,15 @@ use crate::random::Random;
 
 /// Bits per second of every path: an office's uplink.
 const BITS_PER_SECOND: u64 = 50_000_000;
+/// One-way delay inside a site.
+const LAN_US: u64 = 300;
 /// What a lost packet costs a reliable stream: one retransmission timeout.
 const RETRANSMISSION_US: u64 = 200_000;
 
 /// Delay and loss between sites, and which of them are cut off from which.
 #[derive(Debug)]
 pub(crate) struct Network {
-    /// One-way delay between any two sites.
+    /// One-way delay from each site to those of lower or the same index.
     delay_us: Vec<Vec<u64>>,
     /// Sites with different numbers here do not reach each other.
     island: Vec<usize>,
@@ -19,14 +21,9 @@ pub(crate) struct Network {
 
 impl Network {
     pub(crate) fn new(sites: usize, mut random: Random) -> Self {
-        let mut delay_us = vec![vec![300; sites]; sites];
-        for a in 0..sites {
-            for b in 0..a {
-                let one_way_us = random.between(8_000, 60_000);
-                delay_us[a][b] = one_way_us;
-                delay_us[b][a] = one_way_us;
-            }
-        }
+        // From each site to those before it; both directions take the same time.
+        let delay_us =
+            (0..sites).map(|site| (0..site).map(|_| random.between(8_000, 60_000)).chain([LAN_US]).collect()).collect();
         Self { delay_us, island: vec![0; sites], random }
     }
 
@@ -45,12 +42,12 @@ impl Network {
 
     /// One-way delay without anything on the path.
     pub(crate) fn base_us(&self, a: usize, b: usize) -> u64 {
-        self.delay_us[a][b]
+        self.delay_us[a.max(b)][a.min(b)]
     }
 
     /// When a message of `bytes` that is sent now arrives, in microseconds from now.
     pub(crate) fn transit_us(&mut self, a: usize, b: usize, bytes: usize) -> u64 {
-        let base_us = self.delay_us[a][b];
+        let base_us = self.base_us(a, b);
         let jitter_us = self.random.below(base_us / 5 + 1);
         let sending_us = bytes as u64 * 8 * 1_000_000 / BITS_PER_SECOND;
         let lost = self.random.chance(if a == b { 1 } else { 10 });

@@ -238,13 +238,11 @@ impl World {
 
     /// Whether all nodes that are up and were not revoked hold the same records.
     pub(crate) fn is_converged(&self) -> bool {
-        let mut nodes = self.members();
-        let Some(first) = nodes.next() else { return true };
-        let roster = &self.nodes[first].records.roster;
-        nodes.all(|node| {
-            let other = &self.nodes[node].records.roster;
-            roster.len() == other.len() && roster.hashes().eq(other.hashes())
-        })
+        let rosters = || self.members().map(|node| &self.nodes[node].records.roster);
+        let Some(first) = rosters().next() else { return true };
+        // Lengths first: they tell most of what differs, at a thousandth of the cost.
+        rosters().all(|roster| roster.len() == first.len())
+            && rosters().all(|roster| roster.hashes().eq(first.hashes()))
     }
 
     /// Nodes that are up and were not revoked.
