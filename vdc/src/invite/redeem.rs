@@ -10,14 +10,15 @@ use minicbor::bytes::ByteVec;
 use minicbor::{Decode, Encode};
 
 use super::door::{
-    Challenge, DoorResponse, GRANT_BYTES_MAX, GRANT_RECORDS_MAX, NodeSecrets, Redeem, Refusal, RefusalCode, Renew,
+    Challenge, DOOR_RESPONSE_BYTES_MAX, DoorResponse, GRANT_BYTES_MAX, GRANT_RECORDS_MAX, NodeSecrets, Redeem, Refusal,
+    RefusalCode, Renew,
 };
 use super::token::{Invite, InviteRegistrar, Pass};
 use crate::codec::{self, DecodeError};
 use crate::record::{Authority, Body, SigningKey};
 use crate::roster::issue::{self, Admission};
 use crate::roster::{Outcome, Roster, RosterError, Standing, View};
-use crate::{Hash, InviteId, Key, Office, Signed, SiteNumber, UnixTime, VdcId};
+use crate::{Hash, InviteId, Key, Signed, SiteNumber, UnixTime, VdcId};
 
 /// How far a registrar's clock may be behind the newest record before it refuses to issue.
 const CLOCK_BEHIND_MAX: Duration = Duration::from_secs(300);
@@ -25,6 +26,9 @@ const CLOCK_BEHIND_MAX: Duration = Duration::from_secs(300);
 pub const INVITE_USES_MAX: u16 = 1000;
 /// Longest stored invite state in bytes.
 const STATE_BYTES_MAX: usize = 128 << 10;
+/// What CBOR adds to a grant, and to each record in it.
+const FRAME_BYTES: usize = 64;
+const FRAME_BYTES_EACH: usize = 5;
 /// Format version of a stored invite state.
 const FORMAT: u32 = 1;
 
@@ -384,37 +388,31 @@ pub fn grant(roster: &Roster, node: &Key) -> DoorResponse {
             continue;
         }
         let encoded = record.encode();
-        let needed = proof.contains(&record.hash());
-        if needed || bytes + encoded.len() <= GRANT_BYTES_MAX {
-            bytes += encoded.len();
+        let room = if proof.contains(&record.hash()) { DOOR_RESPONSE_BYTES_MAX - FRAME_BYTES } else { GRANT_BYTES_MAX };
+        if bytes + encoded.len() + FRAME_BYTES_EACH <= room {
+            bytes += encoded.len() + FRAME_BYTES_EACH;
             granted.push(ByteVec::from(encoded));
         }
     }
     DoorResponse::Granted(granted)
 }
 
-/// The records without which the node's membership cannot be believed: its own, its site's, and the chain of rights.
+/// The records without which the node's membership cannot be believed: its own, the rights above it, and what remains of
+/// those who gave them, should they have been closed since. With all sites and delegations, which are few.
 pub(super) fn proof_of(roster: &Roster, records: &[Arc<Signed>], node: &Key) -> BTreeSet<Hash> {
-    let vdc = roster.vdc_id();
-    let mut proof = BTreeSet::from([roster.genesis_record().hash()]);
-    let mut offices: BTreeSet<(Office, Key)> = BTreeSet::new();
-    // From the members up: whoever issued something needed must be justified by something above.
-    for record in records.iter().rev() {
-        let needed = match &record.body {
-            Body::Member(m) => m.node == *node,
-            Body::Site(_) | Body::Policy(_) => true,
-            Body::Delegation(d) => {
-                let given = (record.office(vdc), d.subject);
-                offices.contains(&given) || matches!(d.authority, Authority::Admin)
-            }
-            _ => false,
-        };
-        if needed {
-            proof.insert(record.hash());
-            offices.insert((record.under, record.issuer));
-        }
-    }
-    proof
+    let mut vouchers = roster.vouchers(node);
+    // Sites and policies stand on admins, whoever admitted the node.
+    vouchers.extend(records.iter().filter_map(|r| match &r.body {
+        Body::Delegation(d) if d.authority == Authority::Admin => Some(d.subject),
+        _ => None,
+    }));
+    let needed = |record: &&Arc<Signed>| match &record.body {
+        Body::Genesis(_) | Body::Delegation(_) | Body::Site(_) | Body::Policy(_) => true,
+        Body::Member(m) => m.node == *node,
+        Body::Tombstone(t) => t.estate.is_some() && vouchers.contains(&t.subject),
+        Body::Grant(_) | Body::Contact(_) | Body::Exposure(_) | Body::Block(_) => false,
+    };
+    records.iter().filter(needed).map(|r| r.hash()).collect()
 }
 
 /// Why a joiner does not believe what it was granted.

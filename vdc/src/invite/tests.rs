@@ -166,6 +166,26 @@ fn chain_alone_suffices_when_the_roster_does_not_fit() {
 }
 
 #[test]
+fn chain_holds_when_those_who_gave_the_rights_were_closed() {
+    let mut lab = Lab::new();
+    let (invite, state) = create(&lab, "berlin1", &options(lab.berlin));
+    let redemption = redeem(&lab, &state, &invite, "berlin1", "berlin2").expect("granted");
+    store(&mut lab, &redemption);
+    // First the admin, then the registrar itself; everything true remains, inside the closings.
+    for subject in ["paris1", "berlin1"] {
+        let draft = lab.closing("owner", subject, &lab.roster.issued_by(&key(subject).public()));
+        lab.issue("owner", draft);
+        let records = lab.roster.records();
+        let needed = redeem::proof_of(&lab.roster, &records, &key("berlin2").public()).len();
+        let all = granted(&lab, "berlin2");
+        for part in [&all[..needed], &all] {
+            let joined = Joined::verify(&invite.vdc, &secrets("berlin2"), part, NOW).expect("a whole chain");
+            assert_eq!((joined.refused, joined.roster.len()), (0, part.len()), "without {subject}");
+        }
+    }
+}
+
+#[test]
 fn same_node_again_gets_the_same_answer_another_is_refused() {
     let mut lab = Lab::new();
     let (invite, state) = create(&lab, "berlin1", &options(lab.berlin));

@@ -501,9 +501,9 @@ fn admin_office(view: &View, key: &Key) -> Result<Office, IssueError> {
 
 /// The office in which a key may admit and renew in a site at this moment.
 fn registrar_office(view: &View, key: &Key, site: &SiteView, now: UnixTime) -> Result<Office, IssueError> {
-    let holder = if site.serving().is_empty() { view.sites.get(&site.founder) } else { Some(site) };
-    let mine = holder.map_or(&[][..], |s| &s.registrars).iter().filter(|r| r.key == *key && !r.closed);
-    let best = mine.max_by_key(|r| r.delegation.not_after);
+    let founder = if site.serving().is_empty() { view.sites.get(&site.founder) } else { None };
+    let registrars = founder.into_iter().flat_map(|s| &s.registrars).chain(&site.registrars);
+    let best = registrars.filter(|r| r.key == *key && !r.closed).max_by_key(|r| r.delegation.not_after);
     match best {
         Some(r) if now <= r.delegation.not_after => Ok(r.under),
         Some(r) => Err(IssueError::DelegationEnded { site: site.name.to_string(), ended: r.delegation.not_after }),

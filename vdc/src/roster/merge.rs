@@ -425,6 +425,18 @@ impl Roster {
         self.closings.retain(|hash, _| self.records.contains_key(hash));
     }
 
+    /// The keys by whose word `node` is a member: its registrars, and the admins who delegated those.
+    pub(crate) fn vouchers(&self, node: &Key) -> BTreeSet<Key> {
+        let remaining = self.closed.values().flat_map(|c| c.remaining.values()).map(|e| &e.record);
+        let members = self.records.values().chain(remaining);
+        let mut keys = BTreeSet::new();
+        for record in members.filter(|r| matches!(&r.body, Body::Member(m) if m.node == *node)) {
+            keys.insert(record.issuer);
+            keys.extend(self.offices.get(&record.under).map(|office| office.key));
+        }
+        keys
+    }
+
     /// Links between the owners and the record: 0 for owners' statements.
     pub(super) fn depth(&self, record: &Signed) -> u8 {
         match self.offices.get(&record.under) {

@@ -286,7 +286,7 @@ fn registrar_past_its_delegation_cannot_renew() {
     let late = UnixTime(NOW.0 + 366 * DAY);
     let view = lab.roster.view(late);
     assert!(!view.sites[&lab.berlin].registrars[0].active);
-    assert!(matches!(issue::renewal(&view, &berlin1, &berlin2, None, late), Err(IssueError::NotRegistrar { .. })));
+    assert!(matches!(issue::renewal(&view, &berlin1, &berlin2, None, late), Err(IssueError::DelegationEnded { .. })));
     // Signed all the same, it is not believed.
     lab.roster.insert(lab.forge("berlin1", lab.of_paris1(), 90, lab.member_body("berlin2", lab.berlin, 8, late)));
     assert!(!lab.roster.view(late).members.contains_key(&berlin2));

@@ -182,7 +182,6 @@ fn replica(lab: &Lab, records: &[Signed], mask: u64) -> Roster {
 }
 
 proptest! {
-
     /// Commutative, associative, idempotent; and the view follows from the set.
     #[test]
     fn join_is_a_semilattice(
