@@ -7,7 +7,7 @@
 //!    records that prove the membership up to the genesis hash ([`grant`]).
 //! 4. The joiner believes nothing else: [`Joined::verify`].
 //!
-//! Renewal is the same talk without an invite: [`Renew`](door::Renew).
+//! Renewal is the same talk without an invite: [`Renew`](door::Renew), [`renew`], [`prove`].
 
 mod door;
 mod redeem;
@@ -21,5 +21,5 @@ pub use door::{
     DoorRequest, DoorResponse, GRANT_BYTES_MAX, Hello, Link, NodeSecrets, Question, Redeem, Refusal, RefusalCode,
     Renew,
 };
-pub use redeem::{INVITE_USES_MAX, InviteOptions, InviteState, JoinError, Joined, Redemption, grant, renew};
+pub use redeem::{INVITE_USES_MAX, InviteOptions, InviteState, JoinError, Joined, Redemption, grant, prove, renew};
 pub use token::{Invite, InviteError, InviteRegistrar, Pass, TOKEN_CHARS_MAX};

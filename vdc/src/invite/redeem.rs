@@ -373,28 +373,49 @@ fn check_clock(view: &View, now: UnixTime) -> Result<(), Refusal> {
     }
 }
 
-/// The registrar's answer to a granted request: first what proves the node's membership, then as much of the roster as
-/// fits; the rest comes by record sync.
+/// The registrar's answer to a redemption: first what proves the node's membership, then as much of the roster as fits;
+/// the rest comes by record sync.
 #[must_use]
 pub fn grant(roster: &Roster, node: &Key) -> DoorResponse {
     let records = roster.records();
     let proof = proof_of(roster, &records, node);
-    let mut taken: BTreeSet<Hash> = BTreeSet::new();
-    let mut granted: Vec<ByteVec> = Vec::new();
-    let mut bytes = 0;
-    let first = records.iter().filter(|r| proof.contains(&r.hash()));
-    for record in first.chain(&records) {
-        if granted.len() == GRANT_RECORDS_MAX || !taken.insert(record.hash()) {
-            continue;
-        }
-        let encoded = record.encode();
-        let room = if proof.contains(&record.hash()) { DOOR_RESPONSE_BYTES_MAX - FRAME_BYTES } else { GRANT_BYTES_MAX };
-        if bytes + encoded.len() + FRAME_BYTES_EACH <= room {
-            bytes += encoded.len() + FRAME_BYTES_EACH;
-            granted.push(ByteVec::from(encoded));
+    let (first, rest): (Vec<_>, Vec<_>) = records.iter().partition(|r| proof.contains(&r.hash()));
+    let mut granted = Granted::default();
+    granted.fill(first, DOOR_RESPONSE_BYTES_MAX - FRAME_BYTES);
+    granted.fill(rest, GRANT_BYTES_MAX);
+    DoorResponse::Granted(granted.records)
+}
+
+/// The registrar's answer to a renewal: what proves the membership. A member has the rest, or gets it by record sync.
+#[must_use]
+pub fn prove(roster: &Roster, node: &Key) -> DoorResponse {
+    let mut records = roster.records();
+    let proof = proof_of(roster, &records, node);
+    records.retain(|r| proof.contains(&r.hash()));
+    let mut granted = Granted::default();
+    granted.fill(records.iter().collect(), DOOR_RESPONSE_BYTES_MAX - FRAME_BYTES);
+    DoorResponse::Granted(granted.records)
+}
+
+/// Encoded records and their size.
+#[derive(Default)]
+struct Granted {
+    records: Vec<ByteVec>,
+    bytes: usize,
+}
+
+impl Granted {
+    /// Adds, in order, every record that still fits.
+    fn fill(&mut self, records: Vec<&Arc<Signed>>, bytes_max: usize) {
+        for record in records {
+            let encoded = record.encode();
+            let bytes = self.bytes + encoded.len() + FRAME_BYTES_EACH;
+            if bytes <= bytes_max && self.records.len() < GRANT_RECORDS_MAX {
+                self.bytes = bytes;
+                self.records.push(ByteVec::from(encoded));
+            }
         }
     }
-    DoorResponse::Granted(granted)
 }
 
 /// The records without which the node's membership cannot be believed: its own, the rights above it, and what remains of
