@@ -18,6 +18,9 @@ pub(crate) struct Options {
     /// Print the stages and stop
     #[arg(long)]
     list: bool,
+    /// Search only this fuzz target
+    #[arg(long, value_name = "NAME")]
+    fuzz_target: Option<String>,
     /// How long each fuzz target is searched
     #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u32).range(1..=86_400))]
     fuzz_seconds: u32,
@@ -42,7 +45,7 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
             name: "fuzz",
             about: "libFuzzer searches each decoder for inputs that break it",
             minutes_max: 30 + fuzz_minutes * 100,
-            run: &|run: &mut Run| fuzz(run, options.fuzz_seconds),
+            run: &|run: &mut Run| fuzz(run, options.fuzz_target.as_deref(), options.fuzz_seconds),
         },
         Stage {
             name: "simulations",
@@ -72,7 +75,7 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
 
 /// Builds the fuzz binary with the compiler's coverage instrumentation, which the stable toolchain has, and lets
 /// libFuzzer search each target. What it keeps goes to the target directory, what breaks a decoder is named and fails.
-fn fuzz(run: &mut Run, seconds: u32) -> Result<()> {
+fn fuzz(run: &mut Run, only: Option<&str>, seconds: u32) -> Result<()> {
     const INSTRUMENTATION: &str = "-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
         -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
         -Cllvm-args=-sanitizer-coverage-trace-compares -Ccodegen-units=1 -Cdebug-assertions -Coverflow-checks";
@@ -93,6 +96,10 @@ fn fuzz(run: &mut Run, seconds: u32) -> Result<()> {
         .and_then(|entries| entries.map(|entry| entry.map(|e| e.file_name())).collect())
         .with_context(|| format!("cannot list {}", corpora.display()))?;
     targets.sort();
+    targets.retain(|target| only.is_none_or(|only| target == only));
+    if targets.is_empty() {
+        bail!("no fuzz target has that name; {} has a folder for each", corpora.display());
+    }
     let binary = dir.join(host).join("release/fuzz");
     let mut broken = Vec::new();
     for target in targets {

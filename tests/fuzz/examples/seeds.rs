@@ -6,6 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 
 use fuzz_targets::Statement;
+use fuzz_targets::overlay::host_packet;
 use minicbor::bytes::{ByteArray, ByteVec};
 use vdc::invite::{
     DoorRequest, DoorResponse, Hello, Invite, InviteRegistrar, InviteState, Pass, Question, Redeem, Refusal, Renew,
@@ -36,6 +37,7 @@ fn main() -> std::io::Result<()> {
     binary("invite", &[("one-registrar", token(&owner).into_bytes())])?;
     binary("invite-state", &invite_states(&owner))?;
     binary("roster", &histories())?;
+    overlay()?;
     text("name", &["paris", "a", "berlin-1"], &["", "Paris", "-a", "a.b"])?;
     text(
         "ipv4-block",
@@ -45,6 +47,36 @@ fn main() -> std::io::Result<()> {
     text("key", &[&"5a".repeat(32)], &["5a", &"zz".repeat(32)])?;
     text("port-spec", &["80", "443/tcp", "8000-8010/udp"], &["0", "80/sctp", "9-1", "+80"])?;
     text("flow-spec", &["icmp", "53/udp"], &["ICMP", "1-2"])
+}
+
+fn overlay() -> std::io::Result<()> {
+    let datagram = |head: &[u8], length: usize| {
+        let mut bytes = head.to_vec();
+        bytes.resize(length, 0);
+        bytes
+    };
+    let datagrams = [
+        ("initiation", datagram(&[1, 0, 0, 0], 148)),
+        ("response", datagram(&[2, 0, 0, 0], 92)),
+        ("cookie", datagram(&[3, 0, 0, 0], 64)),
+        ("data", datagram(&[4, 0, 0, 0, 7], 32)),
+        ("quic", datagram(&[0xc0, 0, 0, 0, 1], 100)),
+        ("stun", datagram(&[0, 1, 0, 0, 0x21, 0x12, 0xa4, 0x42], 20)),
+    ];
+    binary("overlay-demux", &datagrams)?;
+    let mut v4 = vec![0x45, 0, 0, 24, 0, 0, 0, 0, 64, 17, 0, 0, 10, 64, 0, 17, 10, 64, 0, 33];
+    v4.extend(b"ping");
+    let v6 = host_packet(1, 2);
+    binary("overlay-packet", &[("v6", v6.clone()), ("v4", v4)])?;
+    // Alice's host sends, Alice learns where Bob is, and the wire carries everything to and fro for a while.
+    let mut script = vec![0, u8::try_from(v6.len()).expect("short")];
+    script.extend(&v6);
+    script.extend([7, 0]);
+    for _ in 0..4 {
+        script.extend([1, 0, 2, 0]);
+    }
+    script.extend([6, 200]);
+    binary("overlay-script", &[("handshake", script)])
 }
 
 fn dir(target: &str) -> std::io::Result<std::path::PathBuf> {

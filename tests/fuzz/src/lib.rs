@@ -7,6 +7,8 @@ mod roster;
 
 pub use roster::Statement;
 
+pub mod overlay;
+
 use std::fmt::Display;
 use std::str::FromStr;
 
@@ -36,6 +38,9 @@ pub const TARGETS: &[Target] = &[
     Target { name: "ipv4-block", run: parsed_and_written::<Ipv4Block> },
     Target { name: "key", run: parsed_and_written::<Key> },
     Target { name: "name", run: parsed_and_written::<Name> },
+    Target { name: "overlay-demux", run: overlay::classify },
+    Target { name: "overlay-packet", run: overlay::parse },
+    Target { name: "overlay-script", run: overlay::play },
     Target { name: "peer-request", run: |bytes| canonical(bytes, peer::Request::decode, peer::Request::encode) },
     Target { name: "peer-response", run: |bytes| canonical(bytes, peer::Response::decode, peer::Response::encode) },
     Target { name: "policy-document", run: policy_document },
