@@ -334,6 +334,9 @@ pub(crate) struct Ping {
     /// Payload of each request.
     #[arg(short, long, default_value_t = 56, value_name = "BYTES", value_parser = clap::value_parser!(u16).range(16..=1200))]
     pub(crate) size: u16,
+    /// Ask the node's daemon over the infra plane (TLS through the tunnel) instead of its host by ICMP.
+    #[arg(long)]
+    pub(crate) infra: bool,
 }
 
 #[derive(Debug, Args)]

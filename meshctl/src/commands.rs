@@ -249,6 +249,7 @@ impl Run<'_> {
             interval_ms: args.interval,
             timeout_ms: args.timeout,
             size_bytes: args.size,
+            infra: args.infra,
         };
         let mut interrupt = Interrupt::catch();
         let mut summary = ping::Summary::default();

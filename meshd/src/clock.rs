@@ -35,11 +35,6 @@ impl Clock {
     }
 }
 
-/// The distance between two clocks.
-pub(crate) fn distance(a: UnixTime, b: UnixTime) -> Duration {
-    a.since(b).max(b.since(a))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -108,9 +108,17 @@ impl Default for Remote {
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ConfigError {
     #[error("cannot read the configuration {path}")]
-    Read { path: PathBuf, #[source] source: std::io::Error },
+    Read {
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
     #[error("the configuration {path} is not valid")]
-    Parse { path: PathBuf, #[source] source: toml::de::Error },
+    Parse {
+        path: PathBuf,
+        #[source]
+        source: toml::de::Error,
+    },
     #[error("the configuration {path} is not valid: {why}")]
     Value { path: PathBuf, why: String },
 }
@@ -137,7 +145,9 @@ impl Config {
         let network = &self.network;
         let ports = [network.port, network.control_port, network.door_port];
         if ports.contains(&0) || ports[0] == ports[1] || ports[1] == ports[2] || ports[0] == ports[2] {
-            return Err(format!("network.port, control_port and door_port must be three different ports, got {ports:?}"));
+            return Err(format!(
+                "network.port, control_port and door_port must be three different ports, got {ports:?}"
+            ));
         }
         if network.advertise.len() > 8 {
             return Err("network.advertise takes at most 8 names or addresses".into());
@@ -156,8 +166,8 @@ mod tests {
     use super::*;
 
     fn load(text: &str) -> Result<Config, String> {
-        let file = tempfile::NamedTempFile::new().expect("temporary file");
-        std::fs::write(file.path(), text).expect("writes");
+        let file = tempfile::NamedTempFile::new().map_err(|e| e.to_string())?;
+        std::fs::write(file.path(), text).map_err(|e| e.to_string())?;
         Config::load(Some(file.path())).map_err(|e| {
             let source = std::error::Error::source(&e).map(ToString::to_string).unwrap_or_default();
             format!("{e}: {source}")
@@ -167,8 +177,9 @@ mod tests {
     #[test]
     fn empty_file_means_defaults_and_all_keys_can_be_set() {
         assert_eq!(load("").expect("valid"), Config::default());
-        let config = load("log_format = 'json'\n[network]\nport = 51820\nadvertise = ['a.example.net']\n[dns]\nmode = 'off'")
-            .expect("valid");
+        let config =
+            load("log_format = 'json'\n[network]\nport = 51820\nadvertise = ['a.example.net']\n[dns]\nmode = 'off'")
+                .expect("valid");
         assert_eq!((config.network.port, config.log_format), (51820, LogFormat::Json));
     }
 

@@ -62,10 +62,7 @@ pub(crate) struct Daemon {
 pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
     let config = Arc::new(config);
     let state = StateDir::open(&config.state_dir)?;
-    let listener = Listener::bind(WebConfig {
-        socket: config.socket.clone(),
-        ..WebConfig::default()
-    })?;
+    let listener = Listener::bind(WebConfig { socket: config.socket.clone(), ..WebConfig::default() })?;
     let token = CancellationToken::new();
     let fabric = Fabric::start(&config).context("the data plane did not start")?;
     let events = Events::default();
@@ -182,15 +179,19 @@ impl Daemon {
                 )),
                 (Some(_), Some(_)) => {
                     let names: Vec<&str> = vdcs.keys().map(Name::as_str).collect();
-                    Err(ApiError::new(ErrorCode::AmbiguousVdc, format!("this node is in several VDCs: {}", names.join(", ")))
-                        .hint("name one with --vdc NAME, or choose one with `meshctl vdc use NAME`"))
+                    Err(ApiError::new(
+                        ErrorCode::AmbiguousVdc,
+                        format!("this node is in several VDCs: {}", names.join(", ")),
+                    )
+                    .hint("name one with --vdc NAME, or choose one with `meshctl vdc use NAME`"))
                 }
             };
         }
         if let Some(served) = Name::new(text).ok().and_then(|alias| vdcs.get(&alias)) {
             return Ok(served.handle.clone());
         }
-        Err(ApiError::not_found(format!("this node is in no VDC called {text:?}")).hint("`meshctl vdc list` shows them"))
+        Err(ApiError::not_found(format!("this node is in no VDC called {text:?}"))
+            .hint("`meshctl vdc list` shows them"))
     }
 
     async fn handles(&self) -> Vec<CoreHandle> {

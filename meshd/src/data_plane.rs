@@ -128,7 +128,8 @@ impl DataPlane {
             tun,
             events: overlay_in,
         };
-        let handle = fabric.plane.add_vdc(vdc).await.map_err(|error| system("the VDC's tunnels do not start", &error))?;
+        let handle =
+            fabric.plane.add_vdc(vdc).await.map_err(|error| system("the VDC's tunnels do not start", &error))?;
         let (events_in, events) = mpsc::channel(EVENTS_MAX);
         let addresses = networks.iter().map(|(ip, _)| *ip).collect();
         let bridge = Bridge { plane: fabric.plane.clone(), watch, overlay_events, events: events_in };

@@ -56,7 +56,13 @@ impl DnsHub {
     }
 
     /// Replaces what one VDC's names are.
-    pub(crate) async fn set_zone(&self, alias: &str, domain: String, zone: Zone, interface: Option<(u32, Vec<IpAddr>)>) {
+    pub(crate) async fn set_zone(
+        &self,
+        alias: &str,
+        domain: String,
+        zone: Zone,
+        interface: Option<(u32, Vec<IpAddr>)>,
+    ) {
         if self.config.mode == DnsMode::Off {
             return;
         }

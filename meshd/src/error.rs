@@ -30,5 +30,6 @@ pub(crate) fn with_causes(mut api: ApiError, mut cause: Option<&(dyn Error + 'st
 
 /// The VDC's task has ended; it is being started again or the daemon stops.
 pub(crate) fn unavailable() -> ApiError {
-    ApiError::new(ErrorCode::Unavailable, "the VDC is being restarted or the daemon stops").hint("try again in a moment")
+    ApiError::new(ErrorCode::Unavailable, "the VDC is being restarted or the daemon stops")
+        .hint("try again in a moment")
 }

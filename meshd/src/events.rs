@@ -92,7 +92,8 @@ impl Events {
 
 /// Whether an event is asked for.
 pub(crate) fn matches(event: &api::EventView, query: &api::EventsQuery) -> bool {
-    query.vdc.as_ref().is_none_or(|vdc| event.vdc.as_ref() == Some(vdc)) && query.after.is_none_or(|after| event.seq > after)
+    query.vdc.as_ref().is_none_or(|vdc| event.vdc.as_ref() == Some(vdc))
+        && query.after.is_none_or(|after| event.seq > after)
 }
 
 #[cfg(test)]

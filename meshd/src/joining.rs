@@ -110,11 +110,8 @@ pub(crate) fn admit<'a>(
         let dir = state.begin(alias).map_err(|error| storage(&error))?;
         let already_member = dir.has_key(KeyKind::WireGuard);
         let secrets = prepare_keys(&dir).map_err(|error| storage(&error))?;
-        let targets: Vec<DoorTarget> = invite
-            .registrars
-            .iter()
-            .map(|r| DoorTarget { registrar: r.key, addresses: r.addresses.clone() })
-            .collect();
+        let targets: Vec<DoorTarget> =
+            invite.registrars.iter().map(|r| DoorTarget { registrar: r.key, addresses: r.addresses.clone() }).collect();
         let dial = async {
             DoorClient::connect(secrets.node.seed(), &targets, DIAL_TIMEOUT).await.map_err(|error| unreachable(&error))
         };
@@ -174,7 +171,8 @@ async fn redeem(
 }
 
 fn nonsense() -> ApiError {
-    ApiError::new(ErrorCode::Refused, "the registrar's answer makes no sense").hint("compare the releases on both boxes")
+    ApiError::new(ErrorCode::Refused, "the registrar's answer makes no sense")
+        .hint("compare the releases on both boxes")
 }
 
 fn refused(refusal: &Refusal) -> ApiError {

@@ -5,12 +5,13 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use socket2::{Domain, Protocol, Socket, Type};
-use tokio::io::unix::AsyncFd;
+use tokio::net::UdpSocket;
 
 /// One raw ICMP socket that asks one address.
 #[derive(Debug)]
 pub(crate) struct Pinger {
-    socket: AsyncFd<Socket>,
+    /// A raw ICMP socket: the runtime's datagram type does for it, as neither looks at ports.
+    socket: UdpSocket,
     destination: IpAddr,
     identifier: u16,
     payload_bytes: u16,
@@ -27,7 +28,7 @@ impl Pinger {
         socket.set_nonblocking(true)?;
         socket.bind(&SocketAddr::new(source, 0).into())?;
         socket.connect(&SocketAddr::new(destination, 0).into())?;
-        Ok(Self { socket: AsyncFd::new(socket)?, destination, identifier, payload_bytes })
+        Ok(Self { socket: UdpSocket::from_std(socket.into())?, destination, identifier, payload_bytes })
     }
 
     /// Sends echo request `sequence` and waits for its reply. `None` when it did not come in time.
@@ -37,24 +38,21 @@ impl Pinger {
     pub(crate) async fn ping(&self, sequence: u16, timeout: Duration) -> io::Result<Option<Duration>> {
         let sent = Instant::now();
         let packet = self.request(sequence);
-        let written = self.socket.async_io(tokio::io::Interest::WRITABLE, |socket| socket.send(&packet)).await;
-        match written {
+        match self.socket.send(&packet).await {
             Ok(_) => {}
             // An ICMP error that an earlier request met: it says nothing about this one.
             Err(error) if is_unreachable(&error) => {}
             Err(error) => return Err(error),
         }
-        tokio::time::timeout(timeout, self.reply(sequence)).await.map_or(Ok(None), |received| {
-            received.map(|()| Some(sent.elapsed()))
-        })
+        tokio::time::timeout(timeout, self.reply(sequence))
+            .await
+            .map_or(Ok(None), |received| received.map(|()| Some(sent.elapsed())))
     }
 
     async fn reply(&self, sequence: u16) -> io::Result<()> {
         let mut buffer = [0; 1500];
         loop {
-            let read = |socket: &Socket| io::Read::read(&mut &*socket, &mut buffer);
-            let mut read = read;
-            let length = match self.socket.async_io(tokio::io::Interest::READABLE, |socket| read(socket)).await {
+            let length = match self.socket.recv(&mut buffer).await {
                 Ok(length) => length,
                 Err(error) if is_unreachable(&error) => continue,
                 Err(error) => return Err(error),

@@ -18,11 +18,6 @@ impl TaskSet {
         Self { token, tasks: JoinSet::new() }
     }
 
-    /// Cancelled when the set shuts down.
-    pub(crate) fn token(&self) -> &CancellationToken {
-        &self.token
-    }
-
     /// Starts `future`; it is dropped at its next await when the set shuts down.
     pub(crate) fn spawn(&mut self, name: &'static str, future: impl Future<Output = ()> + Send + 'static) {
         let token = self.token.clone();

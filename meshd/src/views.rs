@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use vdc::address::{HOST, INFRA, site_prefix, vdc_prefix};
 use vdc::policy::{Flow, Model, Reason, Subject};
-use vdc::record::{Authority, Body, ContactAddress, PortRange, Protocol, Role};
+use vdc::record::{Body, ContactAddress, PortRange, Protocol, Role};
 use vdc::roster::{BlockView, Clash, MemberView, Roster, SiteView, Standing, View};
 use vdc::{Hash, Key, UnixTime};
 use vdc_api as api;
@@ -211,7 +211,13 @@ impl Context<'_> {
             key: member.node.to_string(),
             standing: standing(member.standing),
             link: self.link(&member.node),
-            candidates: self.tunnels.get(&member.node).map_or(&[][..], |t| &t.candidates).iter().map(candidate).collect(),
+            candidates: self
+                .tunnels
+                .get(&member.node)
+                .map_or(&[][..], |t| &t.candidates)
+                .iter()
+                .map(candidate)
+                .collect(),
         };
         let mut peers: Vec<_> =
             self.view.members.values().filter(|m| m.node != self.own && m.standing.is_reachable()).map(peer).collect();
@@ -228,7 +234,11 @@ impl Context<'_> {
             number: site.number.0,
             ipv6: format!("{}/64", site_prefix(&self.view.vdc, site.number)),
             ipv4: site.ipv4.map(|block| block.to_string()),
-            founder: self.view.sites.get(&site.founder).map_or_else(|| site.founder.0.to_string(), |s| s.name.to_string()),
+            founder: self
+                .view
+                .sites
+                .get(&site.founder)
+                .map_or_else(|| site.founder.0.to_string(), |s| s.name.to_string()),
             registrars: site.registrars.iter().filter(|r| !r.closed).map(|r| self.name_of(&r.key)).collect(),
             nodes: count(of_site().count()),
             nodes_reached: count(of_site().filter(reached).count()),
@@ -300,7 +310,8 @@ impl Context<'_> {
     }
 
     fn clash(&self, clash: &Clash) -> String {
-        let site_name = |number| self.view.sites.get(number).map_or_else(|| "?".to_owned(), |s: &SiteView| s.name.to_string());
+        let site_name =
+            |number| self.view.sites.get(number).map_or_else(|| "?".to_owned(), |s: &SiteView| s.name.to_string());
         match clash {
             Clash::NodeName { site, name, keeps, other, shown } => format!(
                 "two nodes of site {} are called {name}: {} keeps the name, {} is shown as {shown}",
@@ -312,7 +323,10 @@ impl Context<'_> {
                 format!("{} and {} have the same prefix; the second got the next one", keeps.short(), other.short())
             }
             Clash::NodeIpv4 { block, other, .. } => {
-                format!("the IPv4 block {block} of {} is taken or not its site's; it has no IPv4 address", other.short())
+                format!(
+                    "the IPv4 block {block} of {} is taken or not its site's; it has no IPv4 address",
+                    other.short()
+                )
             }
             Clash::NodeSite { node, chosen, other } => format!(
                 "registrars of {} and {} both claim {}; it counts as {}",
@@ -322,9 +336,15 @@ impl Context<'_> {
                 site_name(chosen)
             ),
             Clash::WgKey { keeps, other } => {
-                format!("{} and {} have the same WireGuard key; the second cannot be reached", keeps.short(), other.short())
+                format!(
+                    "{} and {} have the same WireGuard key; the second cannot be reached",
+                    keeps.short(),
+                    other.short()
+                )
             }
-            Clash::SiteName { name, shown, .. } => format!("two sites are called {name}; the second is shown as {shown}"),
+            Clash::SiteName { name, shown, .. } => {
+                format!("two sites are called {name}; the second is shown as {shown}")
+            }
             Clash::SiteIpv4 { keeps, other } => format!(
                 "the IPv4 blocks of sites {} and {} overlap; the second has none",
                 site_name(keeps),
@@ -382,20 +402,23 @@ impl Context<'_> {
         let (decided_by, reason, hint) = match &decision.reason {
             Reason::UnknownSource => (None, "the source is no reachable member".to_owned(), None),
             Reason::UnknownDestination => (None, "the destination is no reachable member".to_owned(), None),
-            Reason::InfraPlane => {
-                (None, "infra addresses are open to the nodes' own services only".to_owned(), None)
-            }
+            Reason::InfraPlane => (None, "infra addresses are open to the nodes' own services only".to_owned(), None),
             Reason::SameHost => (None, "a host's traffic to itself never enters the VDC".to_owned(), None),
             Reason::Block { record, reason, .. } => {
                 let record = self.record_or_hash("block", record);
-                let why = if reason.is_empty() { "a block record denies it".to_owned() } else { format!("blocked: {reason}") };
+                let why = if reason.is_empty() {
+                    "a block record denies it".to_owned()
+                } else {
+                    format!("blocked: {reason}")
+                };
                 step("block records", Deny, why.clone(), Some(record.clone()));
                 (Some(record), why, Some("`meshctl blocks` lists blocks, `meshctl unblock ID` lifts one".to_owned()))
             }
             Reason::Rule { name, version, exposure, .. } => {
                 step("policy", Allow, format!("rule {name:?} of version {version} allows it"), Some(policy.clone()));
                 let exposure = exposure.as_ref().map(|hash| self.record_or_hash("exposure", hash));
-                let declared = exposure.as_ref().map_or_else(String::new, |_| ", and the destination declared the port".into());
+                let declared =
+                    exposure.as_ref().map_or_else(String::new, |_| ", and the destination declared the port".into());
                 if exposure.is_some() {
                     step("exposure", Allow, "the destination declared the port".into(), exposure.clone());
                 }
@@ -495,13 +518,5 @@ pub(crate) fn contact_text(address: &ContactAddress) -> String {
     match address {
         ContactAddress::Ip(ip, port) => SocketAddr::new(*ip, *port).to_string(),
         ContactAddress::Dns(name, port) => format!("{name}:{port}"),
-    }
-}
-
-/// What a delegation of `key` says in the audit trail.
-pub(crate) fn authority_text(authority: &Authority) -> &'static str {
-    match authority {
-        Authority::Admin => "admin",
-        Authority::Registrar(_) => "registrar",
     }
 }

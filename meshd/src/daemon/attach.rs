@@ -50,7 +50,8 @@ impl Daemon {
             last_paths: paths.0,
             door_port,
         };
-        let Attached { data, events: data_events, addresses, bridge } = DataPlane::attach(&self.fabric, network).await?;
+        let Attached { data, events: data_events, addresses, bridge } =
+            DataPlane::attach(&self.fabric, network).await?;
         let infra_address = SocketAddr::new(member.prefix.address(INFRA).into(), infra::PORT);
         let boot_nonce = self.shared.boot_nonce;
         let hello: HelloSource = Arc::new(move || Hello {

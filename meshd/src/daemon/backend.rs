@@ -113,9 +113,9 @@ impl Backend for Operations {
         };
         let ipv4 = match request.ipv4.as_deref() {
             Some("none") => None,
-            Some(text) => Some(text.parse().map_err(|e: vdc::address::Ipv4BlockError| {
-                ApiError::bad_request("ipv4", e.to_string())
-            })?),
+            Some(text) => Some(
+                text.parse().map_err(|e: vdc::address::Ipv4BlockError| ApiError::bad_request("ipv4", e.to_string()))?,
+            ),
             None => default_ipv4(),
         };
         let (name, site) = (parse_name("name", &request.name)?, parse_name("site", &request.site)?);
@@ -175,7 +175,8 @@ impl Backend for Operations {
         // The join is carried on to its end by the stream, which the server drains even if the client goes away.
         let work = stream::once(async move {
             let started = Instant::now();
-            match daemon.join_to_the_end(&invite, &alias, node_name, &progress, started).await {
+            let join = Box::pin(daemon.join_to_the_end(&invite, &alias, node_name, &progress, started));
+            match join.await {
                 Ok(joined) => progress.tell(api::JoinEvent::Joined(Box::new(joined))).await,
                 Err(error) => progress.fail(error).await,
             }
@@ -326,8 +327,13 @@ impl Backend for Operations {
         let handle = self.find(vdc).await?;
         let target = query.target.clone();
         let (source, destination, node) = handle.with(move |core| core.ping_route(&target)).await??;
-        let pinger = Pinger::open(source, destination, u16::from_le_bytes(random()), query.size_bytes)
-            .map_err(|error| crate::error::system("cannot open an ICMP socket", &error))?;
+        let (pinger, destination) = if query.infra {
+            (None, node.addresses.infra.parse().unwrap_or(destination))
+        } else {
+            let pinger = Pinger::open(source, destination, u16::from_le_bytes(random()), query.size_bytes)
+                .map_err(|error| crate::error::system("cannot open an ICMP socket", &error))?;
+            (Some(pinger), destination)
+        };
         Ok(ping_stream(handle, pinger, query, node, destination))
     }
 
@@ -440,8 +446,11 @@ async fn joined_before(
 ) -> Result<api::Joined, ApiError> {
     let vdc = handle.with(|core| core.vdc_view()).await?;
     if vdc.id != invite.vdc.to_string() {
-        return Err(ApiError::new(ErrorCode::Conflict, format!("this node is in another VDC called {:?} already", vdc.name))
-            .hint("give this one another local name with --as NAME"));
+        return Err(ApiError::new(
+            ErrorCode::Conflict,
+            format!("this node is in another VDC called {:?} already", vdc.name),
+        )
+        .hint("give this one another local name with --as NAME"));
     }
     let node = handle.with(|core| core.own_node()).await??;
     Ok(api::Joined {
@@ -517,7 +526,8 @@ async fn resolve(text: &str) -> Result<Vec<SocketAddr>, ApiError> {
 /// What [`ping_stream`] goes on from.
 struct Pinging {
     handle: CoreHandle,
-    pinger: Pinger,
+    /// None: over the infra plane.
+    pinger: Option<Pinger>,
     query: api::PingQuery,
     node: api::NodeView,
     destination: IpAddr,
@@ -527,7 +537,7 @@ struct Pinging {
 
 fn ping_stream(
     handle: CoreHandle,
-    pinger: Pinger,
+    pinger: Option<Pinger>,
     query: api::PingQuery,
     node: api::NodeView,
     destination: IpAddr,
@@ -558,7 +568,11 @@ impl Pinging {
         let seq = self.sequence;
         let wire = u16::try_from(seq % (1 << 16)).expect("reduced to 16 bits");
         let timeout = Duration::from_millis(u64::from(self.query.timeout_ms.clamp(100, 60_000)));
-        match self.pinger.ping(wire, timeout).await {
+        let answer = match &self.pinger {
+            Some(pinger) => pinger.ping(wire, timeout).await.map_err(|error| error.to_string()),
+            None => self.ask_infra(timeout).await,
+        };
+        match answer {
             Ok(Some(rtt)) => {
                 let key = self.node.key.clone();
                 let path = self.handle.with(move |core| core.path_to(&key)).await.ok().flatten();
@@ -568,9 +582,22 @@ impl Pinging {
             Ok(None) => {
                 let key = self.node.key.clone();
                 let why = self.handle.with(move |core| core.why_unreached(&key)).await.ok().flatten();
-                api::PingEvent::Lost { seq, reason: why.unwrap_or_else(|| format!("no reply from {}", self.destination)) }
+                api::PingEvent::Lost {
+                    seq,
+                    reason: why.unwrap_or_else(|| format!("no reply from {}", self.destination)),
+                }
             }
-            Err(error) => api::PingEvent::Lost { seq, reason: error.to_string() },
+            Err(reason) => api::PingEvent::Lost { seq, reason },
+        }
+    }
+
+    async fn ask_infra(&self, timeout: Duration) -> Result<Option<Duration>, String> {
+        let key = self.node.key.clone();
+        let route = self.handle.with(move |core| core.infra_route(&key)).await.and_then(|route| route);
+        let route = route.map_err(|error| error.to_string())?;
+        match tokio::time::timeout(timeout, route.ask()).await {
+            Ok(answered) => answered.map(Some).map_err(|error| chain(&error)),
+            Err(_) => Ok(None),
         }
     }
 }

@@ -106,9 +106,8 @@ fn vdc_samples(vdc: &api::VdcStatus, samples: &mut Vec<Sample>) {
         samples.push(Sample { name: metric, help, unit, labels, value: Value::Gauge(value) });
     };
     for standing in ["current", "grace", "expired", "revoked"] {
-        let of_standing = |node: &&api::NodeView| {
-            serde_json::to_value(node.standing).is_ok_and(|value| value == standing)
-        };
+        let of_standing =
+            |node: &&api::NodeView| serde_json::to_value(node.standing).is_ok_and(|value| value == standing);
         let count = vdc.nodes.iter().filter(of_standing).count() as u64;
         let labels = vec![("standing", standing.to_owned())];
         gauge("meshd_members", "Members of the VDC, by standing", None, labels, float(count));

@@ -35,9 +35,17 @@ pub(crate) enum InfraError {
     #[error("no answer from {address} within {} s", DEADLINE.as_secs())]
     Timeout { address: SocketAddr },
     #[error("the connection to {address} failed")]
-    Io { address: SocketAddr, #[source] source: std::io::Error },
+    Io {
+        address: SocketAddr,
+        #[source]
+        source: std::io::Error,
+    },
     #[error("{address} sent something that is no answer")]
-    Decode { address: SocketAddr, #[source] source: vdc::codec::DecodeError },
+    Decode {
+        address: SocketAddr,
+        #[source]
+        source: vdc::codec::DecodeError,
+    },
     #[error("{address} refused: {why}")]
     Refused { address: SocketAddr, why: String },
 }
@@ -82,12 +90,7 @@ pub(crate) async fn serve(listener: TcpListener, tls: InfraTls, hello: Arc<dyn F
 }
 
 /// Asks `peer` for its `Hello` through the tunnel. `stream` was connected inside the VDC's namespace.
-pub(crate) async fn ask_hello(
-    tls: &InfraTls,
-    peer: Key,
-    stream: TcpStream,
-    own: Hello,
-) -> Result<Hello, InfraError> {
+pub(crate) async fn ask_hello(tls: &InfraTls, peer: Key, stream: TcpStream, own: Hello) -> Result<Hello, InfraError> {
     let address = stream.peer_addr().unwrap_or_else(|_| SocketAddr::from(([0, 0, 0, 0], PORT)));
     let io = |source| InfraError::Io { address, source };
     let exchange = async {
@@ -144,7 +147,12 @@ mod tests {
         Arc::new(RwLock::new(Arc::new(keys.iter().map(|k| k.public()).collect())))
     }
 
-    async fn ask(server: SocketAddr, client: &SigningKey, expect: Key, trusted: MemberKeys) -> Result<Hello, InfraError> {
+    async fn ask(
+        server: SocketAddr,
+        client: &SigningKey,
+        expect: Key,
+        trusted: MemberKeys,
+    ) -> Result<Hello, InfraError> {
         let stream = TcpStream::connect(server).await.expect("connects");
         ask_hello(&tls(client, trusted), expect, stream, hello("asker")).await
     }
@@ -163,7 +171,10 @@ mod tests {
         assert_eq!(answer, hello("berlin"));
         let everyone = members(&[&berlin, &paris, &stranger]);
         assert!(ask(address, &stranger, berlin.public(), Arc::clone(&everyone)).await.is_err(), "no member, no answer");
-        assert!(ask(address, &paris, stranger.public(), everyone).await.is_err(), "the server must be who was asked for");
+        assert!(
+            ask(address, &paris, stranger.public(), everyone).await.is_err(),
+            "the server must be who was asked for"
+        );
         *trusted.write().expect("unpoisoned") = Arc::new([berlin.public()].into());
         assert!(
             ask(address, &paris, berlin.public(), members(&[&berlin, &paris])).await.is_err(),

@@ -5,16 +5,17 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use meshd_state::Changes;
-use vdc::address::HOST;
+use vdc::address::{HOST, INFRA};
 use vdc::invite::{INVITE_USES_MAX, Invite, InviteOptions, InviteRegistrar, InviteState};
 use vdc::record::{BlockMatch, ContactAddress, Role, Signed};
 use vdc::roster::{MemberView, issue};
 use vdc::{Hash, InviteId, Key, Name, SiteNumber};
 use vdc_api::{self as api, ApiError, ErrorCode};
 
-use super::issuing::Signer;
 use super::Core;
+use super::issuing::Signer;
 use crate::entropy::random;
+use crate::infra::{InfraError, InfraTls, ask_hello};
 use crate::views;
 
 /// Longest life of an invite: a year. A longer one is a standing door.
@@ -44,7 +45,9 @@ impl Core {
             use vdc::roster::FindError;
             let (code, hint) = match error {
                 FindError::Unknown { .. } => (ErrorCode::NotFound, "`meshctl node list` shows all nodes"),
-                FindError::Ambiguous { .. } => (ErrorCode::AmbiguousName, "write NODE.SITE or a longer part of the key"),
+                FindError::Ambiguous { .. } => {
+                    (ErrorCode::AmbiguousName, "write NODE.SITE or a longer part of the key")
+                }
             };
             let text = error.to_string();
             ApiError::new(code, text.split("; ").next().unwrap_or(&text)).hint(hint)
@@ -90,7 +93,9 @@ impl Core {
         let subject = member.node;
         let mut roles: Vec<Role> = member.roles.iter().copied().filter(|r| *r == Role::Operator).collect();
         let mut labels = member.labels.clone();
-        for (field, texts, add) in [("add_roles", &change.add_roles, true), ("remove_roles", &change.remove_roles, false)] {
+        for (field, texts, add) in
+            [("add_roles", &change.add_roles, true), ("remove_roles", &change.remove_roles, false)]
+        {
             for text in texts {
                 let role = grantable(field, text)?;
                 roles.retain(|r| *r != role);
@@ -140,9 +145,8 @@ impl Core {
         }
         let keep = self.roster.issued_by(&member.node);
         let now = self.now();
-        let tombstone = self.publish(Signer::OwnerOrNode, |view, key| {
-            issue::revocation(view, key, &member.node, reason, now, &keep)
-        })?;
+        let tombstone = self
+            .publish(Signer::OwnerOrNode, |view, key| issue::revocation(view, key, &member.node, reason, now, &keep))?;
         self.event(api::Severity::Warning, "node-revoked", Some(member.full_name()), format!("revoked: {reason}"));
         Ok(self.revoked(&member, tombstone))
     }
@@ -208,7 +212,8 @@ impl Core {
     }
 
     pub(crate) fn block_lift(&mut self, text: &str) -> Result<api::BlockView, ApiError> {
-        let mut fitting = self.view.blocks.iter().filter(|b| text.len() >= 4 && b.block.id.to_string().starts_with(text));
+        let mut fitting =
+            self.view.blocks.iter().filter(|b| text.len() >= 4 && b.block.id.to_string().starts_with(text));
         let block = match (fitting.next(), fitting.next()) {
             (Some(block), None) => block.clone(),
             (None, _) => {
@@ -245,8 +250,8 @@ impl Core {
 
     pub(crate) fn invite_create(&mut self, request: &api::InviteCreate) -> Result<api::InviteCreated, ApiError> {
         let uses = u16::try_from(request.uses).ok().filter(|uses| (1..=INVITE_USES_MAX).contains(uses));
-        let uses = uses
-            .ok_or_else(|| ApiError::bad_request("uses", format!("an invite has 1 to {INVITE_USES_MAX} uses")))?;
+        let uses =
+            uses.ok_or_else(|| ApiError::bad_request("uses", format!("an invite has 1 to {INVITE_USES_MAX} uses")))?;
         let name = match &request.site {
             Some(text) => parse_name("site", text)?,
             None => self.own().ok_or_else(not_a_member)?.site_name.clone(),
@@ -300,18 +305,15 @@ impl Core {
         let options = InviteOptions { site, uses, expires: now.plus(lifetime), founder, ephemeral };
         let doors = self.doors();
         let (id, seed) = (InviteId(random()), random());
-        let (invite, state) =
-            InviteState::create(&self.view, &self.secrets.node, doors, &options, id, seed, now)
-                .map_err(|error| super::issuing::refused(&error))?;
+        let (invite, state) = InviteState::create(&self.view, &self.secrets.node, doors, &options, id, seed, now)
+            .map_err(|error| super::issuing::refused(&error))?;
         self.forget_old_invites();
         if self.invites.len() >= INVITES_MAX {
             return Err(ApiError::new(ErrorCode::Conflict, format!("{INVITES_MAX} invites are open"))
                 .hint("end some with `meshctl invite revoke`"));
         }
         let encoded = state.encode();
-        self.transact(|_| {
-            Ok(((), vec![], Changes { put_invites: vec![(invite.id, encoded)], ..Changes::default() }))
-        })?;
+        self.transact(|_| Ok(((), vec![], Changes { put_invites: vec![(invite.id, encoded)], ..Changes::default() })))?;
         self.invites.insert(invite.id, state);
         self.open_door();
         let token = invite.token();
@@ -326,8 +328,13 @@ impl Core {
             return;
         }
         let now = self.now();
-        let ended: Vec<InviteId> =
-            self.invites.iter().filter(|(_, s)| s.check_open(now).is_err()).map(|(id, _)| *id).take(INVITES_MAX / 4).collect();
+        let ended: Vec<InviteId> = self
+            .invites
+            .iter()
+            .filter(|(_, s)| s.check_open(now).is_err())
+            .map(|(id, _)| *id)
+            .take(INVITES_MAX / 4)
+            .collect();
         for id in ended {
             self.invites.remove(&id);
             let changes = Changes { remove_invites: vec![id], ..Changes::default() };
@@ -467,7 +474,9 @@ impl Core {
             }));
         }
         match &self.renewal.error {
-            Some(error) => Err(ApiError::new(ErrorCode::Unreachable, "the membership was not renewed").cause(error.clone())),
+            Some(error) => {
+                Err(ApiError::new(ErrorCode::Unreachable, "the membership was not renewed").cause(error.clone()))
+            }
             None => Ok(None),
         }
     }
@@ -495,6 +504,24 @@ impl Core {
             _ => (own.prefix.address(HOST).into(), member.prefix.address(HOST).into()),
         };
         Ok((source, destination, self.with_context(|context| context.node(member))))
+    }
+
+    /// What it takes to ask a node over the infra plane: a socket inside the VDC's namespace, and who is expected there.
+    pub(crate) fn infra_route(&self, key: &str) -> Result<InfraRoute, ApiError> {
+        let peer: Key = key.parse().map_err(|_| ApiError::not_found("there is no such node"))?;
+        let own = self.own().ok_or_else(not_a_member)?;
+        let member = self.view.members.get(&peer).ok_or_else(|| ApiError::not_found("there is no such node"))?;
+        let source = SocketAddr::new(own.prefix.address(INFRA).into(), 0);
+        let destination = SocketAddr::new(member.prefix.address(INFRA).into(), crate::infra::PORT);
+        let socket = self.data.tcp_socket(source);
+        let socket = socket.map_err(|error| crate::error::system("no socket on the infra plane", &error))?;
+        let own = vdc::peer::Hello {
+            version: env!("CARGO_PKG_VERSION").into(),
+            boot_nonce: self.shared.boot_nonce,
+            time: self.now(),
+            observed: None,
+        };
+        Ok(InfraRoute { tls: self.infra_tls.clone(), peer, socket, destination, own })
     }
 
     /// The path in use to a node, by its key.
@@ -559,6 +586,29 @@ impl Core {
     /// When both ends of a link last held the same records.
     pub(super) fn view_age(&self) -> Option<(Key, Duration)> {
         self.syncer.last_confirmed().map(|(key, at)| (key, Instant::now().saturating_duration_since(at)))
+    }
+}
+
+/// What [`Core::infra_route`] found.
+#[derive(Debug)]
+pub(crate) struct InfraRoute {
+    tls: InfraTls,
+    peer: Key,
+    socket: socket2::Socket,
+    destination: SocketAddr,
+    own: vdc::peer::Hello,
+}
+
+impl InfraRoute {
+    /// Asks the node who it is, and returns how long that took in all.
+    pub(crate) async fn ask(self) -> Result<Duration, InfraError> {
+        let started = Instant::now();
+        let address = self.destination;
+        let io = |source| InfraError::Io { address, source };
+        let socket = tokio::net::TcpSocket::from_std_stream(self.socket.into());
+        let stream = socket.connect(address).await.map_err(io)?;
+        ask_hello(&self.tls, self.peer, stream, self.own).await?;
+        Ok(started.elapsed())
     }
 }
 

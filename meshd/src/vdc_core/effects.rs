@@ -15,10 +15,10 @@ use vdc::roster::{MemberView, Outcome, issue};
 use vdc::{Signed, links};
 use vdc_api as api;
 
+use super::Core;
 use super::commands::is_public;
 use super::issuing::Signer;
 use super::task::{Done, Job};
-use super::Core;
 use crate::entropy::random;
 use crate::infra;
 use crate::views;
@@ -81,8 +81,7 @@ impl Core {
         self.review();
         let own_key = self.own_key();
         let member = self.own().is_some_and(|own| own.standing.is_reachable());
-        let peers: Vec<&MemberView> =
-            self.view.reachable().filter(|peer| member && peer.node != own_key).collect();
+        let peers: Vec<&MemberView> = self.view.reachable().filter(|peer| member && peer.node != own_key).collect();
         self.data.set_members(&peers);
         let keys: BTreeSet<vdc::Key> = peers.iter().map(|peer| peer.node).collect();
         let contacts: BTreeMap<_, _> = peers.iter().map(|peer| (peer.node, peer.addresses().to_vec())).collect();
@@ -314,7 +313,12 @@ impl Core {
             self.syncer.handle_local(&hashes, &mut self.roster, Instant::now());
         });
         if let Err(error) = &result {
-            self.event(api::Severity::Warning, "renewal-failed", None, format!("the membership was not renewed: {error}"));
+            self.event(
+                api::Severity::Warning,
+                "renewal-failed",
+                None,
+                format!("the membership was not renewed: {error}"),
+            );
         }
         self.renewal.done(result);
     }
@@ -323,12 +327,18 @@ impl Core {
         let now = self.now();
         let due = |not_after: vdc::UnixTime| not_after.since(now) < DELEGATION_RENEW_BEFORE;
         if self.view.is_admin(&self.own_key()) {
-            let registrars: Vec<_> = self.view.sites.values().flat_map(|s| s.registrars.iter().map(|r| (s.number, r)))
+            let registrars: Vec<_> = self
+                .view
+                .sites
+                .values()
+                .flat_map(|s| s.registrars.iter().map(|r| (s.number, r)))
                 .filter(|(_, r)| !r.closed && due(r.delegation.not_after))
                 .map(|(site, r)| (site, r.key))
                 .collect();
             for (site, key) in registrars {
-                if let Err(error) = self.publish(Signer::NodeOrOwner, |view, admin| issue::registrar(view, admin, key, site, now)) {
+                if let Err(error) =
+                    self.publish(Signer::NodeOrOwner, |view, admin| issue::registrar(view, admin, key, site, now))
+                {
                     tracing::warn!(%error, "a registrar's delegation was not renewed");
                 }
             }
@@ -337,7 +347,8 @@ impl Core {
             let admins: Vec<_> =
                 self.view.admins.iter().filter(|a| !a.closed && due(a.delegation.not_after)).map(|a| a.key).collect();
             for key in admins {
-                if let Err(error) = self.publish(Signer::OwnerOrNode, |view, owner| issue::admin(view, owner, key, now)) {
+                if let Err(error) = self.publish(Signer::OwnerOrNode, |view, owner| issue::admin(view, owner, key, now))
+                {
                     tracing::warn!(%error, "an admin's delegation was not renewed");
                 }
             }

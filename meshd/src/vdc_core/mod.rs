@@ -14,7 +14,7 @@ mod task;
 pub(crate) use commands::{Revoked, parse_name};
 pub(crate) use effects::chain;
 pub(crate) use issuing::{Wish, found};
-pub(crate) use task::{Loaded, Start, load, no_members, run};
+pub(crate) use task::{Start, load, no_members, run};
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
@@ -158,6 +158,8 @@ pub(crate) struct Core {
     infra_members: MemberKeys,
     infra_tls: InfraTls,
     links: BTreeMap<Key, LinkFacts>,
+    /// Since when there is no link at all; none while there is one.
+    alone_since: Option<Instant>,
     /// Addresses at which peers see us, with the peer that said so last.
     observed: BTreeMap<IpAddr, Key>,
     local_addresses: Vec<IpAddr>,
@@ -187,10 +189,6 @@ impl Core {
     /// This node's own member record as the view shows it; none when it was never or is no longer a member.
     fn own(&self) -> Option<&MemberView> {
         self.view.members.get(&self.own_key())
-    }
-
-    pub(crate) fn view(&self) -> &Arc<View> {
-        &self.view
     }
 
     /// What there is to stop and take away when this node leaves.

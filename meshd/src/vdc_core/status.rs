@@ -12,6 +12,8 @@ use super::commands::{is_public, not_a_member};
 use crate::clock::SKEW_MAX;
 use crate::views::{Context, LinkInfo};
 
+/// Links come up within seconds; only a node without any for longer is told to be alone.
+const ALONE_MAX: Duration = Duration::from_secs(15);
 /// A view that was not compared with anybody's for so long is shown as old.
 const VIEW_AGE_MAX: Duration = Duration::from_secs(3_600);
 
@@ -75,8 +77,7 @@ impl Core {
 
     pub(crate) fn exposure_list(&self) -> api::ExposureList {
         let own = self.own_key();
-        let mut members: Vec<_> =
-            self.view.reachable().filter(|m| m.node == own || !m.ports().is_empty()).collect();
+        let mut members: Vec<_> = self.view.reachable().filter(|m| m.node == own || !m.ports().is_empty()).collect();
         members.sort_by_key(|m| (m.node != own, m.full_name()));
         self.with_context(|context| api::ExposureList {
             vdc: context.alias.into(),
@@ -187,7 +188,7 @@ impl Core {
             }
         }
         let peers = self.view.reachable().filter(|m| m.node != self.own_key()).count();
-        if peers > 0 && self.links.is_empty() {
+        if peers > 0 && self.alone_since.is_some_and(|since| since.elapsed() > ALONE_MAX) {
             add(
                 ProblemCode::NoPeerReachable,
                 Degraded,
@@ -204,7 +205,10 @@ impl Core {
             ),
             _ => {}
         }
-        if peers > 0 && !self.local_addresses.iter().any(|ip| is_public(*ip)) && self.shared.config.network.advertise.is_empty() {
+        if peers > 0
+            && !self.local_addresses.iter().any(|ip| is_public(*ip))
+            && self.shared.config.network.advertise.is_empty()
+        {
             let hint = "fine inside one routed network; otherwise forward a UDP port and set `network.advertise`";
             let text = "this node has private underlay addresses only".into();
             add(ProblemCode::NotReachableFromOutside, Warning, text, Some(hint));

@@ -26,7 +26,7 @@ use crate::cache::{Places, SEEN_FILE};
 use crate::clock::{Clock, system_time};
 use crate::data_plane::{DataEvent, DataPlane};
 use crate::entropy::random;
-use crate::error::{storage, system};
+use crate::error::storage;
 use crate::infra::{InfraTls, MemberKeys};
 
 /// How often the core looks after what only time changes: standings, renewals, caches.
@@ -100,7 +100,9 @@ pub(crate) fn load(dir: &VdcDir) -> Result<Loaded, ApiError> {
     // What gives a right may stand after what needs it: go round until nothing more is accepted.
     while !records.is_empty() {
         let before = records.len();
-        records.retain(|record| !matches!(roster.insert(record.clone()), Outcome::New | Outcome::Known | Outcome::Superseded));
+        records.retain(|record| {
+            !matches!(roster.insert(record.clone()), Outcome::New | Outcome::Known | Outcome::Superseded)
+        });
         if records.len() == before {
             tracing::warn!(vdc = %dir.alias(), records = before, "stored records that nothing justifies any more are left out");
             break;
@@ -159,6 +161,7 @@ pub(crate) fn run(start: Start, token: CancellationToken) -> (CoreHandle, impl F
         infra_members,
         infra_tls,
         links: BTreeMap::new(),
+        alone_since: Some(Instant::now()),
         observed: BTreeMap::new(),
         local_addresses: addresses,
         invites: loaded.invites,
@@ -253,6 +256,7 @@ impl Core {
                 let facts =
                     LinkFacts { address, transport, since: now, version: hello.version, clock_offset_s: offset };
                 self.links.insert(node, facts);
+                self.alone_since = None;
                 self.data.boot_nonce(node, hello.boot_nonce);
                 if let Some(ip) = hello.observed
                     && !self.local_addresses.contains(&ip)
@@ -267,6 +271,9 @@ impl Core {
             }
             ControlEvent::LinkDown { node, reason } => {
                 self.links.remove(&node);
+                if self.links.is_empty() {
+                    self.alone_since.get_or_insert(now);
+                }
                 self.observed.retain(|_, by| *by != node);
                 self.syncer.handle_link_down(&node, now);
                 if !matches!(reason, LinkDownReason::Replaced) {

@@ -40,6 +40,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         prefix: own.prefix,
         ipv4: own.ipv4,
         ipv4_ranges: vec!["10.203.0.0/24".parse()?],
+        mtu_bytes: meshd_tun::MTU_BYTES,
         host_ipv4: true,
     };
     let (_network, mut tun) = VdcNetwork::ensure(&network)?;

@@ -43,15 +43,13 @@ const RUN_MESSAGES: usize = 8;
 pub(crate) struct VdcPort {
     pub(crate) slot: VdcSlot,
     pub(crate) tun: Tun,
-    /// MTU of the TUN in bytes.
-    pub(crate) mtu: usize,
     stop: std::fs::File,
     stopping: AtomicBool,
 }
 
 impl VdcPort {
-    pub(crate) fn new(slot: VdcSlot, tun: Tun, mtu: usize) -> io::Result<Self> {
-        Ok(Self { slot, tun, mtu, stop: sys::eventfd()?, stopping: AtomicBool::new(false) })
+    pub(crate) fn new(slot: VdcSlot, tun: Tun) -> io::Result<Self> {
+        Ok(Self { slot, tun, stop: sys::eventfd()?, stopping: AtomicBool::new(false) })
     }
 
     /// Ends the transmit thread.
@@ -454,7 +452,7 @@ impl<C> Receiver<'_, C> {
             self.intakes.retain(|intake| !intake.port.stopping.load(Ordering::Relaxed));
             self.intakes.push(Intake {
                 port: Arc::clone(port),
-                joiner: Joiner::new(port.tun.offloads().udp, port.mtu),
+                joiner: Joiner::new(port.tun.offloads().udp, usize::try_from(port.tun.mtu_bytes()).unwrap_or(0)),
                 bucket: Bucket::new(self.limit, now),
             });
             self.intakes.len() - 1

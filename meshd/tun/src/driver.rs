@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
+use std::{panic, process};
 
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
@@ -22,7 +23,6 @@ use vdc_overlay::{DropReason, Event, Member, Overlay, OverlayConfig, PathAddress
 use crate::datapath::{self, Punt, RateLimit, Shared, VdcPort};
 use crate::mailbox::{Mail, Mailbox};
 use crate::metrics::Counters;
-use crate::netlink::MTU_BYTES;
 use crate::noise::BoringFactory;
 use crate::offload::VnetHeader;
 use crate::snapshot::{Route, SESSION_BITS, Snapshot, VdcRoutes, VdcSlot};
@@ -213,15 +213,30 @@ impl DataPlane {
         self.shared.mailbox.command(Command::Stop);
         let threads = std::mem::take(&mut *self.threads.lock());
         for thread in threads {
-            if thread.join().is_err() {
-                tracing::error!("a packet thread had panicked");
-            }
+            join(thread);
         }
     }
 }
 
+/// Starts a thread that the node cannot do without.
+///
+/// If it panics the process aborts: a daemon that looks alive and moves no packets is worse than a restart, which
+/// adopts the network and costs a second.
 fn spawn_thread(name: &str, work: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, DataPlaneError> {
-    thread::Builder::new().name(name.to_owned()).spawn(work).map_err(DataPlaneError::Thread)
+    let name = name.to_owned();
+    thread::Builder::new()
+        .name(name.clone())
+        .spawn(move || {
+            if panic::catch_unwind(panic::AssertUnwindSafe(work)).is_err() {
+                tracing::error!(thread = name, "a data plane thread panicked; ending the process");
+                process::abort();
+            }
+        })
+        .map_err(DataPlaneError::Thread)
+}
+
+fn join(thread: JoinHandle<()>) {
+    thread.join().expect("a panic in a thread of ours ends the process first");
 }
 
 /// A handle on one VDC's data path: cheap to clone.
@@ -413,8 +428,7 @@ impl OverlayThread {
 
     fn add(&mut self, config: VdcConfig, slot: VdcSlot, now: Instant) -> Result<Arc<ArcSwap<VdcView>>, DataPlaneError> {
         let VdcConfig { wireguard_secret, prefix, ipv4, seed, members, last_paths, tun, events } = config;
-        let mtu = usize::try_from(MTU_BYTES).unwrap_or(usize::MAX);
-        let port = Arc::new(VdcPort::new(slot, tun, mtu).map_err(DataPlaneError::Thread)?);
+        let port = Arc::new(VdcPort::new(slot, tun).map_err(DataPlaneError::Thread)?);
         let first = slot << TUNNEL_BITS;
         let overlay_config = OverlayConfig { prefix, ipv4, indices: first..=first + (1 << TUNNEL_BITS) - 1 };
         let mut overlay = Overlay::new(overlay_config, BoringFactory::new(wireguard_secret), seed, now);
@@ -573,9 +587,7 @@ impl Vdc {
 
     fn end(self) {
         self.port.stop();
-        if self.transmit.join().is_err() {
-            tracing::error!("a transmit thread had panicked");
-        }
+        join(self.transmit);
     }
 }
 

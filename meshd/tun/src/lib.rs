@@ -36,7 +36,9 @@ mod tunnel;
 pub use addresses::AddressWatch;
 pub use driver::{DataPlane, DataPlaneConfig, DataPlaneError, VdcConfig, VdcHandle, VdcView};
 pub use metrics::{Counter, Counters};
-pub use netlink::{GATEWAY_V4, GATEWAY_V6, HOST_PORT_INTERFACE, MTU_BYTES, NetworkConfig, NetworkError, VdcNetwork};
+pub use netlink::{
+    GATEWAY_V4, GATEWAY_V6, HOST_PORT_INTERFACE, MTU_BYTES, MTU_BYTES_MIN, NetworkConfig, NetworkError, VdcNetwork,
+};
 pub use netns::Netns;
 pub use noise::{BoringFactory, BoringNoise};
 pub use socket::{SocketError, SocketOffloads};

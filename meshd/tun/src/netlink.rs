@@ -26,12 +26,22 @@ use vdc::{Ipv4Block, Name, NodePrefix, VdcId};
 use crate::netns::{self, Netns};
 use crate::tun::{TUN_INTERFACE, Tun};
 
-/// MTU of everything inside a VDC in bytes: 1500 - 40 (IPv6) - 8 (UDP) - 32 (WireGuard).
+/// The usual MTU of everything inside a VDC in bytes: 1500 - 40 (IPv6) - 8 (UDP) - 32 (WireGuard).
 pub const MTU_BYTES: u32 = 1420;
 
-/// Longest super-packet TCP builds, in bytes: 44 segments of 1348 plus headers, so that one read becomes one GSO send
-/// (at most 65,507 bytes and 64 segments with WireGuard's 32 bytes and the repeated headers).
-const GSO_BYTES_MAX: u32 = 60_000;
+/// Least MTU in bytes: IPv6 demands it (RFC 8200 section 5).
+pub const MTU_BYTES_MIN: u32 = 1280;
+
+/// Headers of a TCP packet in bytes: IPv6 40, TCP 20, timestamps 12.
+const TCP_HEADER_BYTES: u32 = 72;
+
+/// The longest super-packet TCP may build, so that one read becomes one GSO send: with WireGuard's 32 bytes and the
+/// headers repeated in front of each segment it must fit 65,507 bytes and 64 segments. 60,732 bytes at an MTU of 1420.
+fn gso_bytes_max(mtu_bytes: u32) -> u32 {
+    let mtu = mtu_bytes.max(MTU_BYTES_MIN);
+    let segments = (65_507 / (mtu + 32)).clamp(1, 64);
+    segments * (mtu - TCP_HEADER_BYTES) + TCP_HEADER_BYTES
+}
 
 /// Packets the TUN queues before it drops.
 const TUN_QUEUE_PACKETS: u32 = 1000;
@@ -65,6 +75,8 @@ pub struct NetworkConfig {
     pub ipv4: Option<Ipv4Block>,
     /// The IPv4 blocks of all sites.
     pub ipv4_ranges: Vec<Ipv4Block>,
+    /// MTU of the TUN and of all ports in bytes, mostly [`MTU_BYTES`]; at least [`MTU_BYTES_MIN`].
+    pub mtu_bytes: u32,
     /// Whether the host itself reaches the IPv4 ranges through this VDC (at most one VDC per host).
     pub host_ipv4: bool,
 }
@@ -80,6 +92,10 @@ impl NetworkConfig {
     #[must_use]
     pub fn host_interface(&self) -> String {
         host_interface(&self.name, &self.vdc)
+    }
+
+    fn mtu(&self) -> u32 {
+        self.mtu_bytes.max(MTU_BYTES_MIN)
     }
 
     /// The host's own addresses in the VDC.
@@ -178,7 +194,7 @@ impl VdcNetwork {
         let name = config.netns_name();
         let netns = Netns::ensure(&name).map_err(|source| NetworkError::Namespace { name, source })?;
         let tun = netns.run(|| {
-            Tun::open(TUN_INTERFACE).map_err(|source| match source.raw_os_error() {
+            Tun::open(TUN_INTERFACE, config.mtu()).map_err(|source| match source.raw_os_error() {
                 Some(libc::EBUSY) => NetworkError::TunBusy { name: config.name.clone() },
                 _ => NetworkError::Tun { name: config.name.clone(), source },
             })
@@ -236,6 +252,42 @@ impl VdcNetwork {
     pub fn host_interface(&self) -> &str {
         &self.host_interface
     }
+
+    /// The host port's index in the host's namespace, as resolvers want it. Must be called there.
+    ///
+    /// # Errors
+    /// [`NetworkError::NoInterface`] if somebody deleted it.
+    pub fn host_interface_index(&self) -> Result<u32, NetworkError> {
+        with_netlink(None, async |netlink| existing_index(&netlink, &self.host_interface).await)
+    }
+}
+
+/// The IPv4 destinations that the caller's namespace has routes to, the default route and our own left out: a VDC's
+/// range must not overlap them. Blocks for some milliseconds.
+///
+/// # Errors
+/// [`NetworkError`].
+pub fn ipv4_routes() -> Result<Vec<Ipv4Block>, NetworkError> {
+    with_netlink(None, async |netlink| {
+        let filter = RouteMessageBuilder::<Ipv4Addr>::new().build();
+        let routes: Vec<RouteMessage> =
+            netlink.route().get(filter).execute().try_collect().await.step(|| "list routes".to_owned())?;
+        let mut blocks: Vec<Ipv4Block> = routes
+            .iter()
+            .filter(|route| route.header.protocol != ROUTE_PROTOCOL && route.header.kind == RouteType::Unicast)
+            .filter_map(|route| {
+                let network = route.attributes.iter().find_map(|attribute| match attribute {
+                    RouteAttribute::Destination(RouteAddress::Inet(network)) => Some(*network),
+                    _ => None,
+                })?;
+                Ipv4Block::new(network, route.header.destination_prefix_length).ok()
+            })
+            .filter(|block| block.length() > 0)
+            .collect();
+        blocks.sort_unstable();
+        blocks.dedup();
+        Ok(blocks)
+    })
 }
 
 /// Runs netlink requests in a namespace (`None`: the caller's) on a thread of their own, and waits for them.
@@ -341,11 +393,11 @@ fn owner_mark(vdc: &VdcId) -> String {
 }
 
 /// Sets MTU and super-packet size and brings the interface up.
-async fn ensure_up(netlink: &Handle, name: &str, queue: Option<u32>) -> Result<u32, NetworkError> {
+async fn ensure_up(netlink: &Handle, name: &str, mtu_bytes: u32, queue: Option<u32>) -> Result<u32, NetworkError> {
     let index = existing_index(netlink, name).await?;
     let mut message = LinkUnspec::new_with_index(index)
-        .mtu(MTU_BYTES)
-        .append_extra_attribute(LinkAttribute::GsoMaxSize(GSO_BYTES_MAX))
+        .mtu(mtu_bytes)
+        .append_extra_attribute(LinkAttribute::GsoMaxSize(gso_bytes_max(mtu_bytes)))
         .up();
     if let Some(queue) = queue {
         message = message.txqueuelen(queue);
@@ -539,13 +591,13 @@ impl Inside<'_> {
         netlink.link().change(up).execute().await.step(|| "bring lo up".to_owned())?;
         ensure_addresses(netlink, loopback, &[IpAddr::V6(self.config.prefix.address(INFRA))]).await?;
         ensure_quiet(TUN_INTERFACE)?;
-        ensure_up(netlink, TUN_INTERFACE, Some(TUN_QUEUE_PACKETS)).await?;
+        ensure_up(netlink, TUN_INTERFACE, self.config.mtu(), Some(TUN_QUEUE_PACKETS)).await?;
         Ok(())
     }
 
     async fn ensure_port(&self, netlink: &Handle) -> Result<(), NetworkError> {
         ensure_quiet(HOST_PORT_INTERFACE)?;
-        let port = ensure_up(netlink, HOST_PORT_INTERFACE, None).await?;
+        let port = ensure_up(netlink, HOST_PORT_INTERFACE, self.config.mtu(), None).await?;
         let tun = existing_index(netlink, TUN_INTERFACE).await?;
         ensure_addresses(netlink, port, &[IpAddr::V6(GATEWAY_V6), IpAddr::V4(GATEWAY_V4)]).await?;
         let mut routes = vec![
@@ -589,12 +641,12 @@ impl Outside<'_> {
         let inside = LinkMessageBuilder::<LinkUnspec>::new()
             .name(HOST_PORT_INTERFACE)
             .address(INSIDE_ADDRESS.to_vec())
-            .mtu(MTU_BYTES)
+            .mtu(self.config.mtu())
             .setns_by_fd(self.netns.as_fd().as_raw_fd())
             .build();
         let pair = LinkVeth::new(self.interface, HOST_PORT_INTERFACE)
             .address(HOST_SIDE_ADDRESS.to_vec())
-            .mtu(MTU_BYTES)
+            .mtu(self.config.mtu())
             .set_info_data(InfoData::Veth(InfoVeth::Peer(inside)))
             .build();
         netlink.link().add(pair).execute().await.step(|| format!("add {}", self.interface))?;
@@ -605,7 +657,7 @@ impl Outside<'_> {
 
     async fn ensure_routes(&self, netlink: &Handle) -> Result<(), NetworkError> {
         ensure_quiet(self.interface)?;
-        let index = ensure_up(netlink, self.interface, None).await?;
+        let index = ensure_up(netlink, self.interface, self.config.mtu(), None).await?;
         let addresses = self.config.host_addresses();
         ensure_addresses(netlink, index, &addresses).await?;
         ensure_neighbour(netlink, index, IpAddr::V6(GATEWAY_V6), INSIDE_ADDRESS).await?;
@@ -634,6 +686,19 @@ impl Outside<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn one_super_packet_fits_one_send() {
+        for mtu in [MTU_BYTES_MIN, 1372, MTU_BYTES, 1500, 8920, 9000] {
+            // Without options a segment carries 12 bytes more: the fewest headers per byte are the worst case here.
+            for header in [TCP_HEADER_BYTES, TCP_HEADER_BYTES - 12, 40] {
+                let payload = gso_bytes_max(mtu) - header;
+                let segments = payload.div_ceil(mtu - header);
+                assert!(segments <= 64 && payload + segments * (header + 32) <= 65_507, "{mtu} {header} {segments}");
+            }
+        }
+        assert_eq!(gso_bytes_max(MTU_BYTES), 60_732);
+    }
 
     #[test]
     fn host_interface_names_fit_and_differ() {

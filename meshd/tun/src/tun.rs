@@ -24,16 +24,23 @@ pub struct TunOffloads {
 #[derive(Debug)]
 pub struct Tun {
     file: File,
+    mtu_bytes: u32,
     offloads: TunOffloads,
 }
 
 impl Tun {
     /// Attaches to (or makes) the interface in the calling thread's network namespace and makes it persistent.
-    pub(crate) fn open(name: &str) -> io::Result<Self> {
+    pub(crate) fn open(name: &str, mtu_bytes: u32) -> io::Result<Self> {
         let file = sys::tun_open(name)?;
         sys::tun_persist(&file, true)?;
         let offloads = probe_offloads(|flags| sys::tun_offload(&file, flags).is_ok());
-        Ok(Self { file, offloads })
+        Ok(Self { file, mtu_bytes, offloads })
+    }
+
+    /// Longest packet in bytes.
+    #[must_use]
+    pub fn mtu_bytes(&self) -> u32 {
+        self.mtu_bytes
     }
 
     #[must_use]

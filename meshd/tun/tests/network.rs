@@ -1,6 +1,6 @@
 use std::net::SocketAddr;
 
-use meshd_tun::{Netns, NetworkConfig, NetworkError};
+use meshd_tun::{AddressWatch, Netns, NetworkConfig, NetworkError};
 
 use crate::lab::{Host, block, ip_in, local_name, node_prefix, vdc_id};
 
@@ -12,6 +12,7 @@ fn config(seed: u8) -> NetworkConfig {
         prefix: node_prefix(&vdc, 1),
         ipv4: Some(block("10.99.0.16/28")),
         ipv4_ranges: vec![block("10.99.0.0/20"), block("10.98.0.0/20")],
+        mtu_bytes: meshd_tun::MTU_BYTES,
         host_ipv4: true,
     }
 }
@@ -91,4 +92,46 @@ fn sockets_of_the_infra_plane_live_in_the_vdc() {
     assert!(outside.is_err(), "the infra address must not be the host's");
     drop((network, tun, listener));
     host.remove(&config);
+}
+
+#[test]
+fn routes_of_the_host_are_told_without_ours() {
+    let host = Host::new();
+    let config = config(10);
+    host.ip("link add wan type veth peer name other");
+    host.ip("addr add 192.0.2.1/24 dev wan");
+    host.ip("link set wan up");
+    host.ip("link set other up");
+    host.ip("route add default via 192.0.2.2");
+    host.ip("route add 10.5.0.0/16 via 192.0.2.2");
+    let (network, _tun) = host.ensure(&config).expect("ensured");
+    let routes = host.netns.run(meshd_tun::ipv4_routes).expect("listed");
+    assert_eq!(routes, [block("10.5.0.0/16"), block("192.0.2.0/24")]);
+    let index = host.netns.run(|| network.host_interface_index()).expect("there");
+    assert!(host.ip("-o link").contains(&format!("{index}: {}", config.host_interface())));
+}
+
+#[test]
+fn address_changes_are_told_and_our_own_interfaces_left_out() {
+    let host = Host::new();
+    let config = config(11);
+    host.ip("link add wan type veth peer name other");
+    host.ip("addr add 192.0.2.1/24 dev wan");
+    host.ip("link set other up");
+    let _network = host.ensure(&config).expect("ensured");
+    let told = host.netns.run(|| -> std::io::Result<Vec<_>> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        runtime.block_on(async {
+            let mut watch = AddressWatch::new()?;
+            let mut told = vec![watch.changed().await?];
+            for change in ["link set wan up", "addr add 2001:db8::1/64 dev wan nodad", "addr del 192.0.2.1/24 dev wan"]
+            {
+                host.ip(change);
+                told.push(watch.changed().await?);
+            }
+            Ok(told)
+        })
+    });
+    let (v4, v6) = (("192.0.2.1".parse().expect("v4"), 24), ("2001:db8::1".parse().expect("v6"), 64));
+    assert_eq!(told.expect("told"), [vec![], vec![v4], vec![v6, v4], vec![v6]]);
 }

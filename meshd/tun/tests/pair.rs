@@ -51,6 +51,7 @@ impl Node {
             prefix: member(number).prefix,
             ipv4: ipv4_of(number),
             ipv4_ranges: vec![block("10.77.0.0/24")],
+            mtu_bytes: meshd_tun::MTU_BYTES,
             host_ipv4: true,
         };
         Self { number, config, last_paths: Vec::new(), running: None, host }

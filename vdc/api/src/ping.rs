@@ -26,6 +26,10 @@ pub struct PingQuery {
     #[serde(default = "size")]
     #[param(default = 56, minimum = 16, maximum = 1200)]
     pub size_bytes: u16,
+    /// Ask the node's daemon over the infra plane (TLS with node keys through the tunnel) instead of its host by ICMP.
+    #[serde(default)]
+    #[param(default = false)]
+    pub infra: bool,
 }
 
 fn second() -> u32 {
@@ -41,7 +45,7 @@ impl PingQuery {
     #[must_use]
     pub fn new(target: impl Into<String>) -> Self {
         let (interval_ms, timeout_ms) = (second(), second());
-        Self { target: target.into(), count: None, interval_ms, timeout_ms, size_bytes: size() }
+        Self { target: target.into(), count: None, interval_ms, timeout_ms, size_bytes: size(), infra: false }
     }
 }
 
