@@ -38,6 +38,7 @@ pub use driver::{DataPlane, DataPlaneConfig, DataPlaneError, VdcConfig, VdcHandl
 pub use metrics::{Counter, Counters};
 pub use netlink::{
     GATEWAY_V4, GATEWAY_V6, HOST_PORT_INTERFACE, MTU_BYTES, MTU_BYTES_MIN, NetworkConfig, NetworkError, VdcNetwork,
+    ipv4_routes,
 };
 pub use netns::Netns;
 pub use noise::{BoringFactory, BoringNoise};

@@ -119,6 +119,7 @@ fn address_changes_are_told_and_our_own_interfaces_left_out() {
     host.ip("addr add 192.0.2.1/24 dev wan");
     host.ip("link set other up");
     let _network = host.ensure(&config).expect("ensured");
+    let name = host.name.clone();
     let told = host.netns.run(|| -> std::io::Result<Vec<_>> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         runtime.block_on(async {
@@ -126,7 +127,7 @@ fn address_changes_are_told_and_our_own_interfaces_left_out() {
             let mut told = vec![watch.changed().await?];
             for change in ["link set wan up", "addr add 2001:db8::1/64 dev wan nodad", "addr del 192.0.2.1/24 dev wan"]
             {
-                host.ip(change);
+                ip_in(&name, change);
                 told.push(watch.changed().await?);
             }
             Ok(told)
