@@ -1,13 +1,13 @@
 //! How a box becomes a member: the invite token, the talk at the door, and the registrar's decision.
 //!
 //! 1. A registrar makes an [`Invite`] and keeps an [`InviteState`]; the token's text travels by mail or paper.
-//! 2. The joiner dials the registrar pinned by the token, says [`Hello`](door::Hello), gets a [`Challenge`], and answers
-//!    with a [`Redeem`](door::Redeem) that proves the invite's secret and both of its new keys without sending a secret.
+//! 2. The joiner dials the registrar pinned by the token, says [`Hello`], gets a [`Challenge`], and answers
+//!    with a [`Redeem`] that proves the invite's secret and both of its new keys without sending a secret.
 //! 3. The registrar decides ([`InviteState::redeem`]), stores records and state in one transaction, and answers with the
 //!    records that prove the membership up to the genesis hash ([`grant`]).
 //! 4. The joiner believes nothing else: [`Joined::verify`].
 //!
-//! Renewal is the same talk without an invite: [`Renew`](door::Renew), [`renew`], [`prove`].
+//! Renewal is the same talk without an invite: [`Renew`], [`renew`], [`prove`].
 
 mod door;
 mod redeem;
