@@ -27,7 +27,9 @@ pub(crate) const CLIPPY: Stage<'static> = Stage {
     name: "clippy",
     about: "no warning in any target of any crate",
     minutes_max: 25,
-    run: &|run: &mut Run| run.cargo(&["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"]),
+    run: &|run: &mut Run| {
+        run.cargo(&["clippy", "--workspace", "--all-targets", "--locked", "--keep-going", "--", "-D", "warnings"])
+    },
 };
 
 pub(crate) fn run() -> Result<ExitCode> {

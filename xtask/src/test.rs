@@ -64,7 +64,8 @@ const STAGES: &[Stage<'static>] = &[
         about: "rustdoc without a warning",
         minutes_max: 15,
         run: &|run: &mut Run| {
-            let mut command = run.command("cargo", &["doc", "--workspace", "--no-deps", "--locked", "--quiet"]);
+            let mut command =
+                run.command("cargo", &["doc", "--workspace", "--no-deps", "--locked", "--quiet", "--keep-going"]);
             command.env("RUSTDOCFLAGS", "-D warnings");
             run.finish(command)
         },
