@@ -1,5 +1,6 @@
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::process::{Child, Command, Stdio};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -17,22 +18,31 @@ fn ipv4_of(number: u8) -> Option<Ipv4Block> {
     block("10.77.0.0/24").sub_block(28, u32::from(number))
 }
 
-fn member(number: u8) -> Member {
+/// The VDC of most tests.
+const VDC: u8 = 0x77;
+
+fn member_of(vdc: u8, number: u8) -> Member {
     Member {
         node: Key([number; 32]),
-        wg: BoringFactory::new([number; 32]).public(),
-        prefix: node_prefix(&vdc_id(0x77), number),
+        wg: BoringFactory::new(secret(vdc, number)).public(),
+        prefix: node_prefix(&vdc_id(vdc), number),
         ipv4: ipv4_of(number),
     }
 }
 
+/// A node's WireGuard key: another one in each VDC.
+fn secret(vdc: u8, number: u8) -> [u8; 32] {
+    [vdc ^ number; 32]
+}
+
 /// A host with one VDC and a running data plane.
 struct Node {
+    vdc: u8,
     number: u8,
     config: NetworkConfig,
     last_paths: Vec<(Key, SocketAddr)>,
     running: Option<Running>,
-    host: Host,
+    host: Rc<Host>,
 }
 
 struct Running {
@@ -44,36 +54,43 @@ struct Running {
 
 impl Node {
     fn new(number: u8, host: Host) -> Self {
-        let vdc = vdc_id(0x77);
+        Self::in_vdc(VDC, number, Rc::new(host))
+    }
+
+    fn in_vdc(vdc: u8, number: u8, host: Rc<Host>) -> Self {
         let config = NetworkConfig {
-            vdc,
+            vdc: vdc_id(vdc),
             name: local_name(),
-            prefix: member(number).prefix,
+            prefix: member_of(vdc, number).prefix,
             ipv4: ipv4_of(number),
             ipv4_ranges: vec![block("10.77.0.0/24")],
             mtu_bytes: meshd_tun::MTU_BYTES,
-            host_ipv4: true,
+            host_ipv4: vdc == VDC,
         };
-        Self { number, config, last_paths: Vec::new(), running: None, host }
+        Self { vdc, number, config, last_paths: Vec::new(), running: None, host }
     }
 
     /// Starts the data plane as a daemon would; `remote` answers every question for endpoints.
     fn start(&mut self, members: &[u8], remote: SocketAddr, offloads: bool) {
+        let plane =
+            self.host.netns.run(|| DataPlane::start(DataPlaneConfig { port: PORT }).map_err(std::io::Error::other));
+        self.start_on(plane.expect("a free port"), members, remote, offloads);
+    }
+
+    /// Adds this VDC to a running data plane.
+    fn start_on(&mut self, plane: DataPlane, members: &[u8], remote: SocketAddr, offloads: bool) {
         let (network, mut tun) = self.host.ensure(&self.config).expect("network");
         if !offloads {
             tun.disable_offloads().expect("switched off");
         }
-        let plane =
-            self.host.netns.run(|| DataPlane::start(DataPlaneConfig { port: PORT }).map_err(std::io::Error::other));
-        let plane = plane.expect("a free port");
         let (events, mut wanted) = tokio::sync::mpsc::channel(4);
-        let own = member(self.number);
+        let own = member_of(self.vdc, self.number);
         let vdc = VdcConfig {
-            wireguard_secret: [self.number; 32],
+            wireguard_secret: secret(self.vdc, self.number),
             prefix: own.prefix,
             ipv4: own.ipv4,
             seed: [self.number; 32],
-            members: members.iter().copied().map(member).collect(),
+            members: self.members(members),
             last_paths: self.last_paths.clone(),
             tun,
             events,
@@ -91,7 +108,17 @@ impl Node {
     }
 
     fn set_members(&self, members: &[u8]) {
-        self.running().handle.set_members(members.iter().copied().map(member).collect()).expect("room");
+        self.running().handle.set_members(self.members(members)).expect("room");
+    }
+
+    fn members(&self, numbers: &[u8]) -> Vec<Member> {
+        numbers.iter().map(|number| member_of(self.vdc, *number)).collect()
+    }
+
+    /// Where packets to the only peer go.
+    fn peer_path(&self) -> Option<SocketAddr> {
+        let view = self.running().handle.view();
+        view.tunnels.first().and_then(|tunnel| tunnel.path).map(|(path, _)| path.remote)
     }
 
     fn running(&self) -> &Running {
@@ -104,6 +131,13 @@ impl Node {
         self.last_paths = running.handle.view().last_paths.clone();
         block_on(running.handle.remove()).expect("removed");
         running.plane.stop();
+        running.answering.join().expect("no panic");
+    }
+
+    /// Takes the VDC out of a data plane that goes on.
+    fn leave(&mut self) {
+        let running = self.running.take().expect("started");
+        block_on(running.handle.remove()).expect("removed");
         running.answering.join().expect("no panic");
     }
 
@@ -278,7 +312,7 @@ fn spoofed_sources_are_dropped_and_counted() {
     let target = b.addresses()[0];
     assert!(a.reaches(target), "positive control");
     // A member's root puts somebody else's address on its own namespace and sends with it.
-    let stranger = node_prefix(&vdc_id(0x77), 9).address(1);
+    let stranger = node_prefix(&vdc_id(VDC), 9).address(1);
     let inside = a.config.netns_name();
     ip_in(&inside, &format!("addr add {stranger}/128 dev lo nodad"));
     ip_in(&inside, "addr add 10.77.0.145/32 dev lo");
@@ -421,4 +455,42 @@ fn threads_end_with_the_data_plane() {
     a.stop();
     let again = a.host.netns.run(|| DataPlane::start(DataPlaneConfig { port: PORT }).map_err(std::io::Error::other));
     again.expect("free again").stop();
+}
+
+#[test]
+fn peer_that_moves_is_followed_at_once() {
+    let (a, b) = pair([wan(2), wan(1)], true);
+    let target = b.addresses()[0];
+    assert!(a.reaches(target));
+    let moved = SocketAddr::new(IpAddr::from([192, 0, 2, 11]), PORT);
+    a.host.ip("addr del 192.0.2.1/24 dev wan");
+    a.host.ip("addr add 192.0.2.11/24 dev wan");
+    assert!(a.reaches(target));
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while b.peer_path() != Some(moved) {
+        assert!(Instant::now() < deadline, "{:?}", b.peer_path());
+        std::thread::yield_now();
+    }
+    assert!(b.reaches(a.addresses()[0]));
+}
+
+#[test]
+fn vdcs_share_the_socket_and_nothing_else() {
+    let (mut a, mut b) = pair([wan(2), wan(1)], true);
+    let (plane_a, plane_b) = (a.running().plane.clone(), b.running().plane.clone());
+    let mut second = [Node::in_vdc(0x78, 1, Rc::clone(&a.host)), Node::in_vdc(0x78, 2, Rc::clone(&b.host))];
+    second[0].start_on(plane_a, &[2], wan(2), true);
+    second[1].start_on(plane_b, &[1], wan(1), true);
+    let (first_address, second_address) = (b.addresses()[0], second[1].addresses()[0]);
+    assert!(a.reaches(first_address) && second[0].reaches(second_address));
+    // A source of the one VDC gets no answer from the other: no route leads there.
+    let crossed = a.host.command(&format!("ping -c1 -W1 -I {} {second_address}", a.addresses()[0]));
+    assert!(!crossed.status.success(), "{crossed:?}");
+    // One VDC leaves; the other does not notice.
+    second[0].leave();
+    assert!(!second[1].pings(second[0].addresses()[0]));
+    assert!(a.reaches(first_address));
+    second[1].leave();
+    b.stop();
+    a.stop();
 }
