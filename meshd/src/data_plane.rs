@@ -107,6 +107,7 @@ impl DataPlane {
             ipv4: network.ipv4,
             ipv4_ranges: network.ipv4_ranges,
             host_ipv4: network.host_ipv4,
+            mtu_bytes: meshd_tun::MTU_BYTES,
         };
         let ensured = config.clone();
         let made = tokio::task::spawn_blocking(move || VdcNetwork::ensure(&ensured)).await;

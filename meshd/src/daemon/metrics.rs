@@ -166,7 +166,7 @@ mod tests {
         let text = render(&status, &[("spoofed-source", 3), ("replay", 0)]);
         for line in [
             "# TYPE meshd_uptime_seconds gauge",
-            "meshd_uptime_seconds 7.0",
+            "meshd_uptime_seconds{} 7.0",
             "# TYPE meshd_dropped_packets counter",
             "meshd_dropped_packets_total{reason=\"spoofed-source\"} 3",
             "meshd_dropped_packets_total{reason=\"replay\"} 0",

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::time::Instant;
 
 use meshd_state::Changes;
-use vdc::invite::{DoorRequest, DoorResponse, Redeem, Refusal, RefusalCode, Renew, grant, renew};
+use vdc::invite::{DoorRequest, DoorResponse, Redeem, Refusal, RefusalCode, Renew, grant, prove, renew};
 use vdc::roster::{Outcome, issue};
 use vdc::{Hash, Key, Signed};
 use vdc_api::{ApiError, ErrorCode, Severity};
@@ -57,7 +57,7 @@ impl Core {
         let number = self.roster.next_number(&self.own_key());
         let record = renew(&self.view, &self.secrets.node, number, request, challenge, self.now())?;
         self.keep(vec![record], Changes::default())?;
-        Ok(grant(&self.roster, &request.node))
+        Ok(prove(&self.roster, &request.node))
     }
 
     /// Makes freshly signed records durable with `extra`, in one transaction, before anybody hears of them.

@@ -27,7 +27,7 @@ pub struct PingQuery {
     #[param(default = 56, minimum = 16, maximum = 1200)]
     pub size_bytes: u16,
     /// Ask the node's daemon over the infra plane (TLS with node keys through the tunnel) instead of its host by ICMP.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     #[param(default = false)]
     pub infra: bool,
 }
