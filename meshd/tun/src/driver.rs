@@ -63,9 +63,9 @@ pub struct VdcConfig {
     pub ipv4: Option<Ipv4Block>,
     /// Randomness for the state machine.
     pub seed: [u8; 32],
-    /// The peers that may talk to us.
+    /// The peers that may talk to us. May be empty and follow by [`VdcHandle::set_members`].
     pub members: Vec<Member>,
-    /// [`VdcView::last_paths`] of the last run: these tunnels are opened at once.
+    /// [`VdcView::last_paths`] of the last run: these tunnels are opened as soon as there are members.
     pub last_paths: Vec<(Key, SocketAddr)>,
     /// The TUN, from [`crate::VdcNetwork::ensure`].
     pub tun: Tun,
@@ -317,6 +317,8 @@ struct Vdc {
     transmit: JoinHandle<()>,
     prefix: NodePrefix,
     ipv4: Option<Ipv4Block>,
+    /// Paths of the last run, until there are members that they can belong to.
+    to_restore: Vec<(Key, SocketAddr)>,
     events: mpsc::Sender<Event>,
     /// Events that wait for room in the control plane's queue.
     waiting: VecDeque<Event>,
@@ -330,7 +332,8 @@ struct OverlayThread {
     shared: Arc<Shared<Command>>,
     vdcs: BTreeMap<VdcSlot, Vdc>,
     outbox: Outbox,
-    local_networks: Vec<(IpAddr, u8)>,
+    /// `None` until the control plane has told.
+    local_networks: Option<Vec<(IpAddr, u8)>>,
     views_renewed: Instant,
 }
 
@@ -340,7 +343,7 @@ impl OverlayThread {
             shared,
             vdcs: BTreeMap::new(),
             outbox: Outbox::new(),
-            local_networks: Vec::new(),
+            local_networks: None,
             views_renewed: Instant::now(),
         }
     }
@@ -391,7 +394,7 @@ impl OverlayThread {
                 }
                 let _ = reply.send(());
             }
-            Command::Members(slot, members) => self.with(slot, |vdc| vdc.overlay.set_members(&members, now)),
+            Command::Members(slot, members) => self.with(slot, |vdc| vdc.set_members(&members, now)),
             Command::Candidates(slot, node, candidates) => {
                 self.with(slot, |vdc| vdc.overlay.set_candidates(&node, &candidates, now));
             }
@@ -407,17 +410,16 @@ impl OverlayThread {
     }
 
     fn set_local_networks(&mut self, networks: Vec<(IpAddr, u8)>, now: Instant) {
-        let first = self.local_networks.is_empty();
-        if networks == self.local_networks {
+        if self.local_networks.as_ref() == Some(&networks) {
             return;
         }
         for vdc in self.vdcs.values_mut() {
             vdc.overlay.set_local_networks(networks.clone(), now);
-            if !first {
+            if self.local_networks.is_some() {
                 vdc.overlay.handle_network_change(now);
             }
         }
-        self.local_networks = networks;
+        self.local_networks = Some(networks);
     }
 
     fn with(&mut self, slot: VdcSlot, apply: impl FnOnce(&mut Vdc)) {
@@ -432,16 +434,27 @@ impl OverlayThread {
         let first = slot << TUNNEL_BITS;
         let overlay_config = OverlayConfig { prefix, ipv4, indices: first..=first + (1 << TUNNEL_BITS) - 1 };
         let mut overlay = Overlay::new(overlay_config, BoringFactory::new(wireguard_secret), seed, now);
-        overlay.set_local_networks(self.local_networks.clone(), now);
-        overlay.set_members(&members, now);
-        overlay.restore(&last_paths, now);
+        overlay.set_local_networks(self.local_networks.clone().unwrap_or_default(), now);
         let view: Arc<ArcSwap<VdcView>> = Arc::default();
         let (shared, thread_port) = (Arc::clone(&self.shared), Arc::clone(&port));
         let transmit = spawn_thread("mesh-tx", move || datapath::transmit(&shared, &thread_port))?;
         let routes = Arc::new(VdcRoutes::new(prefix, ipv4, &[]));
         let shown = Arc::clone(&view);
         let waiting = VecDeque::new();
-        let vdc = Vdc { overlay, port, transmit, prefix, ipv4, events, waiting, view, published: None, routes };
+        let mut vdc = Vdc {
+            overlay,
+            port,
+            transmit,
+            prefix,
+            ipv4,
+            to_restore: last_paths,
+            events,
+            waiting,
+            view,
+            published: None,
+            routes,
+        };
+        vdc.set_members(&members, now);
         self.vdcs.insert(slot, vdc);
         Ok(shown)
     }
@@ -526,6 +539,13 @@ impl OverlayThread {
 }
 
 impl Vdc {
+    fn set_members(&mut self, members: &[Member], now: Instant) {
+        self.overlay.set_members(members, now);
+        if !members.is_empty() {
+            self.overlay.restore(&std::mem::take(&mut self.to_restore), now);
+        }
+    }
+
     /// Rebuilds the routes if the state machine moved on; tells whether.
     fn refresh_routes(&mut self) -> bool {
         let version = self.overlay.snapshot_version();

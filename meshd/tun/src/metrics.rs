@@ -38,6 +38,11 @@ macro_rules! counters {
             pub fn each(&self) -> impl Iterator<Item = (&'static str, u64)> {
                 [$((stringify!($name), self.$name.total())),*].into_iter()
             }
+
+            /// The counters of packets that went nowhere, by reason.
+            pub fn drops(&self) -> impl Iterator<Item = (&'static str, u64)> {
+                self.each().filter_map(|(name, total)| Some((name.strip_suffix("_dropped")?, total)))
+            }
         }
     };
 }
