@@ -18,10 +18,25 @@ fn run() -> Result<Vec<Figure>> {
     if !output.status.success() {
         bail!("the simulation failed: {}", String::from_utf8_lossy(&output.stderr));
     }
-    figures(&serde_json::from_slice(&output.stdout).context("the simulation prints JSON")?)
+    let report = serde_json::from_slice(&output.stdout).context("the simulation prints JSON")?;
+    figures(
+        &report,
+        children_cpu_s(&std::fs::read_to_string("/proc/self/stat")?).context("cannot read /proc/self/stat")?,
+    )
 }
 
-fn figures(report: &Value) -> Result<Vec<Figure>> {
+/// Seconds of CPU time that ended children took, from the text of `/proc/self/stat`: unlike the time on the clock, it does
+/// not count what else the machine was doing.
+fn children_cpu_s(stat: &str) -> Option<f64> {
+    /// Linux counts in these for every architecture's programs (proc(5), USER_HZ).
+    const TICKS_PER_SECOND: f64 = 100.0;
+    // The program's name stands in parentheses; cutime and cstime are the 14th and 15th field behind it.
+    let (_, fields) = stat.rsplit_once(')')?;
+    let mut children = fields.split_ascii_whitespace().skip(13).map(str::parse::<f64>);
+    Some((children.next()?.ok()? + children.next()?.ok()?) / TICKS_PER_SECOND)
+}
+
+fn figures(report: &Value, cpu_s: f64) -> Result<Vec<Figure>> {
     const MB: f64 = 1e6;
     let value = |what: &str, path: &str| {
         let figure = report["figures"].as_array().and_then(|all| all.iter().find(|f| f["what"] == what));
@@ -31,7 +46,8 @@ fn figures(report: &Value) -> Result<Vec<Figure>> {
     let real_s = report["real_s"].as_f64().context("the simulation's report has no real_s")?;
     Ok(vec![
         Figure::new("largest roster of a node", value("largest roster", "/bytes")? / MB, "MB").at_most(2.0),
-        Figure::new("10 virtual minutes, one core", real_s, "s").at_most(30.0),
+        Figure::new("10 virtual minutes, CPU time", cpu_s, "s").at_most(30.0),
+        Figure::new("10 virtual minutes, on the clock", real_s, "s"),
         Figure::new("sent by a node, p50", value("sent by each node", "/bytes_each/p50")? / MB, "MB"),
         Figure::new("sent by a node, p99", value("sent by each node", "/bytes_each/p99")? / MB, "MB"),
         Figure::new("revoke to a node knows, p99", value("revoke to node knows", "/durations_us/p99")? / MB, "s"),
@@ -43,6 +59,13 @@ mod tests {
     use super::*;
 
     #[test]
+    fn children_are_counted() {
+        let stat = "1 (a) b) S 1 2 3 4 5 6 7 8 9 10 11 12 150 50 20 0";
+        assert_eq!(children_cpu_s(stat), Some(2.0));
+        assert_eq!(children_cpu_s("1 (a) S"), None);
+    }
+
+    #[test]
     fn report_is_read() {
         let report = serde_json::json!({
             "real_s": 12.5,
@@ -52,9 +75,9 @@ mod tests {
                 { "what": "revoke to node knows", "durations_us": { "p50": 20_000, "p99": 58_000, "max": 59_000 } },
             ],
         });
-        let figures = figures(&report).expect("complete");
+        let figures = figures(&report, 12.5).expect("complete");
         assert_eq!(figures[0].value, 1.5);
         assert!(figures.iter().all(|figure| figure.met() != Some(false)));
-        assert!(super::figures(&serde_json::json!({ "real_s": 1.0 })).is_err());
+        assert!(super::figures(&serde_json::json!({ "real_s": 1.0 }), 1.0).is_err());
     }
 }
