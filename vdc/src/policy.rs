@@ -40,7 +40,10 @@ impl Document {
         let ports_valid = |s: &Service| !matches!(s, Service::Ports(p) if p.last < p.first);
         self.rules.len() <= Self::RULES_MAX
             && self.rules.iter().all(|r| {
-                lists_short(&r.from) && lists_short(&r.to) && r.services.len() <= 64 && r.services.iter().all(ports_valid)
+                lists_short(&r.from)
+                    && lists_short(&r.to)
+                    && r.services.len() <= 64
+                    && r.services.iter().all(ports_valid)
             })
     }
 }
@@ -327,10 +330,9 @@ mod tests {
     #[test]
     fn version_1_allows_declared_ports_and_icmp_only() {
         let model = model();
-        for ((from, to), family) in [
-            ((host(&model, 0).0, host(&model, 1).0), "v6"),
-            ((host(&model, 0).1, host(&model, 1).1), "v4"),
-        ] {
+        for ((from, to), family) in
+            [((host(&model, 0).0, host(&model, 1).0), "v6"), ((host(&model, 0).1, host(&model, 1).1), "v4")]
+        {
             for (flow, allowed) in [
                 (Flow::Icmp, true),
                 (Flow::Port(Protocol::Tcp, 80), true),
@@ -341,7 +343,10 @@ mod tests {
             ] {
                 assert_eq!(model.evaluate(from, to, flow).allowed, allowed, "{family} {flow:?}");
             }
-            assert!(!model.evaluate(to, from, Flow::Port(Protocol::Tcp, 80)).allowed, "{family}: paris declared nothing");
+            assert!(
+                !model.evaluate(to, from, Flow::Port(Protocol::Tcp, 80)).allowed,
+                "{family}: paris declared nothing"
+            );
         }
     }
 

@@ -28,7 +28,11 @@ pub enum ResolvedError {
     #[error("systemd-resolved is not reachable over D-Bus")]
     NotRunning(#[source] zbus::Error),
     #[error("systemd-resolved refused the DNS settings of interface {interface_index}")]
-    Refused { interface_index: u32, #[source] source: zbus::Error },
+    Refused {
+        interface_index: u32,
+        #[source]
+        source: zbus::Error,
+    },
 }
 
 /// A connection to systemd-resolved.
@@ -55,7 +59,12 @@ impl Resolved {
     ///
     /// # Errors
     /// [`ResolvedError::Refused`].
-    pub async fn set_link(&self, interface_index: u32, servers: &[IpAddr], zones: &[&str]) -> Result<(), ResolvedError> {
+    pub async fn set_link(
+        &self,
+        interface_index: u32,
+        servers: &[IpAddr],
+        zones: &[&str],
+    ) -> Result<(), ResolvedError> {
         let index = i32::try_from(interface_index).unwrap_or(i32::MAX);
         let refused = |source| ResolvedError::Refused { interface_index, source };
         let addresses: Vec<(i32, Vec<u8>)> = servers

@@ -27,9 +27,17 @@ const TCP_RESPONSES_MAX: usize = 16;
 #[derive(Debug, thiserror::Error)]
 pub enum DnsError {
     #[error("cannot answer DNS at {address}: the port is in use by another name server")]
-    PortInUse { address: SocketAddr, #[source] source: io::Error },
+    PortInUse {
+        address: SocketAddr,
+        #[source]
+        source: io::Error,
+    },
     #[error("cannot answer DNS at {address}")]
-    Listen { address: SocketAddr, #[source] source: io::Error },
+    Listen {
+        address: SocketAddr,
+        #[source]
+        source: io::Error,
+    },
 }
 
 /// A running name server. Dropping it closes its sockets.
