@@ -185,6 +185,10 @@ impl PathAgent {
         // Both ends may prefer different paths of different tiers; only a worse tier is not followed while ours works.
         let follow = self.tier().is_none_or(|current| known_tier <= current);
         if follow && self.current != Some(path) {
+            // The peer may have left the old path for good: what was measured over it must not win it back.
+            if let Some(left) = self.candidates.iter_mut().find(|c| Some(c.address) == self.current) {
+                left.rtt = None;
+            }
             self.switch(path);
             self.probe_at = Some(now + PROBE_PAUSES[0]);
             return true;
@@ -234,7 +238,15 @@ impl PathAgent {
         if self.probe_at.is_none_or(|at| at > now) {
             return vec![];
         }
-        self.probes.retain(|_, (_, sent)| now.saturating_duration_since(*sent) < PROBE_TIMEOUT);
+        let current = self.current;
+        let late = |sent: &Instant| now.saturating_duration_since(*sent) >= PROBE_TIMEOUT;
+        for (path, _) in self.probes.values().filter(|(path, sent)| late(sent) && Some(*path) != current) {
+            // Probes only promote: what is not confirmed any more promotes nothing, but the path in use is left alone.
+            if let Some(candidate) = self.candidates.iter_mut().find(|c| c.address == *path) {
+                candidate.rtt = None;
+            }
+        }
+        self.probes.retain(|_, (_, sent)| !late(sent));
         let pause = PROBE_PAUSES[self.rounds.min(PROBE_PAUSES.len() - 1)];
         self.rounds = self.rounds.saturating_add(1);
         self.probe_at = Some(now + pause);
@@ -366,6 +378,30 @@ mod tests {
             tried.extend(paths);
         }
         assert_eq!(tried.len(), CANDIDATES_MAX);
+    }
+
+    #[test]
+    fn path_that_the_peer_left_does_not_come_back_by_an_old_measurement() {
+        let (mut agent, now) = agent_on("10.0.0.1:1", &[("10.0.0.1:1", Tier::Host)]);
+        let now = probe_round(&mut agent, now, |_| Some(20));
+        let moved = PathAddress::main("10.0.0.2:1".parse().expect("valid"));
+        assert!(agent.on_roamed(moved, Tier::Host, now));
+        probe_round(&mut agent, now, |remote| remote.starts_with("10.0.0.2").then_some(90));
+        assert_eq!(agent.current(), Some(moved), "the old path was faster, and is gone");
+    }
+
+    #[test]
+    fn measurement_that_is_not_confirmed_promotes_nothing() {
+        let (mut agent, now) = agent_on("10.0.0.1:1", &[("10.0.0.1:1", Tier::Host), ("10.0.0.3:1", Tier::Host)]);
+        let now = probe_round(&mut agent, now, |remote| Some(if remote.starts_with("10.0.0.1") { 20 } else { 19 }));
+        let only_current = |remote: &str| remote.starts_with("10.0.0.1").then_some(60);
+        let now = probe_round(&mut agent, now, only_current);
+        assert_eq!(agent.current().map(|p| p.remote.to_string()), Some("10.0.0.3:1".into()), "19 ms still beat 60 ms");
+        let back = PathAddress::main("10.0.0.1:1".parse().expect("valid"));
+        assert!(agent.on_roamed(back, Tier::Host, now));
+        let now = probe_round(&mut agent, now + PROBE_TIMEOUT, only_current);
+        probe_round(&mut agent, now + PROBE_TIMEOUT, only_current);
+        assert_eq!(agent.current(), Some(back));
     }
 
     #[test]
