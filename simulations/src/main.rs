@@ -1,6 +1,6 @@
 //! `sim`: a VDC of thousands of nodes under virtual time, made of the shipped pure crates.
 //!
-//! What it is: the shipped roster, record sync, choice of links, invites and issuing, with everything around them
+//! What it is: the shipped roster, record sync, choice of links, invites, issuing and overlay, with everything around them
 //! simulated: clocks, delay, loss, partitions, power cuts, thieves. What it is not: a test of sockets or kernels; those
 //! are in the network-namespace labs.
 //!
@@ -18,6 +18,7 @@ mod scenario;
 #[cfg(test)]
 mod tests;
 mod trace;
+mod traffic;
 mod world;
 
 use std::fmt::Write as _;

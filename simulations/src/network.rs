@@ -45,13 +45,23 @@ impl Network {
         self.delay_us[a.max(b)][a.min(b)]
     }
 
-    /// When a message of `bytes` that is sent now arrives, in microseconds from now.
+    /// When a message of `bytes` on a reliable stream that is sent now arrives, in microseconds from now.
     pub(crate) fn transit_us(&mut self, a: usize, b: usize, bytes: usize) -> u64 {
+        let (transit_us, lost) = self.draw(a, b, bytes);
+        transit_us + if lost { RETRANSMISSION_US } else { 0 }
+    }
+
+    /// The same for a datagram; none if it is lost or the path is cut.
+    pub(crate) fn datagram_us(&mut self, a: usize, b: usize, bytes: usize) -> Option<u64> {
+        let (transit_us, lost) = self.draw(a, b, bytes);
+        (!lost && self.reaches(a, b)).then_some(transit_us)
+    }
+
+    fn draw(&mut self, a: usize, b: usize, bytes: usize) -> (u64, bool) {
         let base_us = self.base_us(a, b);
         let jitter_us = self.random.below(base_us / 5 + 1);
         let sending_us = bytes as u64 * 8 * 1_000_000 / BITS_PER_SECOND;
-        let lost = self.random.chance(if a == b { 1 } else { 10 });
-        base_us + jitter_us + sending_us + if lost { RETRANSMISSION_US } else { 0 }
+        (base_us + jitter_us + sending_us, self.random.chance(if a == b { 1 } else { 10 }))
     }
 }
 

@@ -13,6 +13,7 @@ use vdc::{Body, InviteId, Office, Signed, UnixTime, WgKey};
 
 use crate::founding::{Identity, name};
 use crate::report::{Figure, Percentiles};
+use crate::traffic::Flow;
 use crate::world::{SECOND_US, World};
 
 /// A story with assertions.
@@ -29,6 +30,11 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         name: "cold-start",
         about: "all boxes come back from a power cut within 30 s, a tenth of them with old state",
         run: cold_start,
+    },
+    Scenario {
+        name: "traffic",
+        about: "flows through lazy tunnels while hosts roam and a sender is revoked; idle tunnels fall silent",
+        run: traffic,
     },
     Scenario {
         name: "partition",
@@ -74,6 +80,104 @@ pub(crate) fn cold_start(world: &mut World, figures: &mut Vec<Figure>) -> Result
     let took_us = converge(world, 60)?;
     figures.push(Figure::duration("cold start: last boot to all views equal", took_us));
     check_everybody_reachable(world)
+}
+
+fn traffic(world: &mut World, figures: &mut Vec<Figure>) -> Result<()> {
+    const FLOWS: usize = 100;
+    const FLOW_S: u64 = 24;
+    /// Longest silence of a flow one of whose ends moves to another address, and of one both of whose ends do: they have
+    /// to ask each other over the control links.
+    const ROAM_US_MAX: u64 = 2 * SECOND_US;
+    const ROAM_BOTH_US_MAX: u64 = 6 * SECOND_US;
+    let registrars: Vec<usize> = world.sites.iter().map(|s| s.registrar).collect();
+    let plain: Vec<usize> = world.members().filter(|n| !registrars.contains(n)).collect();
+    let hosts: Vec<usize> = plain.iter().copied().step_by((plain.len() / (FLOWS / 2)).max(1)).collect();
+    ensure!(hosts.len() >= 4, "this scenario needs four plain nodes: use more `--nodes`");
+    for host in &hosts {
+        world.add_host(*host);
+    }
+    world.run_for(5 * SECOND_US);
+    ensure!(world.hosts.values().all(|h| h.datagrams_sent == 0), "a data plane without traffic must be silent");
+    let start_us = world.now_us;
+    for turn in 0..FLOWS {
+        let from = hosts[turn % hosts.len()];
+        // Never itself: the step is never a multiple of the number of hosts.
+        let to = hosts[(turn + 1 + turn / hosts.len() % (hosts.len() - 1)) % hosts.len()];
+        let after_us = world.random.below(SECOND_US);
+        world.add_flow(Flow::new(from, to, start_us + FLOW_S * SECOND_US), after_us);
+    }
+    world.run_for(8 * SECOND_US);
+    let first_us: Vec<u64> = world
+        .flows
+        .iter()
+        .map(|f| f.first_received_us.zip(f.first_sent_us).map_or(u64::MAX, |(received, sent)| received - sent))
+        .collect();
+    ensure!(!first_us.contains(&u64::MAX), "a flow did not come through within 8 s");
+    figures.push(Figure::percentiles("first packet of a flow, tunnel included", Percentiles::of(first_us)));
+
+    for (turn, host) in hosts.iter().enumerate().filter(|(turn, _)| turn % 5 == 0) {
+        world.note(&format!("host {host} roams"));
+        world.roam(*host, 1);
+        world.run_for(turn as u64 % 3 * SECOND_US / 10);
+    }
+    world.run_for(6 * SECOND_US);
+    let roamed = |host: &usize| hosts.iter().position(|h| h == host).is_some_and(|turn| turn % 5 == 0);
+    let (both, one): (Vec<&Flow>, Vec<&Flow>) = world.flows.iter().partition(|f| roamed(&f.from) && roamed(&f.to));
+    for (what, flows, limit_us) in
+        [("one end roams", one, ROAM_US_MAX), ("both ends roam", both, ROAM_BOTH_US_MAX)].into_iter()
+    {
+        let gaps = Percentiles::of(flows.iter().map(|flow| flow.gap_us(world.now_us)).collect());
+        ensure!(gaps.max <= limit_us, "a flow was silent for {} us while {what}", gaps.max);
+        figures.push(Figure::percentiles(&format!("longest gap of a flow while {what}"), gaps));
+    }
+
+    // A thief goes on sending from a node that was revoked.
+    let victim = hosts[1];
+    let mut last_us = 0;
+    let revoked_us = world.now_us;
+    let tombstone = revoke_node(world, victim)?;
+    world.run_for(REVOKE_US_MAX);
+    let accepted = |world: &World| -> u64 { world.flows.iter().filter(|f| f.from == victim).map(|f| f.received).sum() };
+    let until_then = accepted(world);
+    for flow in world.flows.iter().filter(|f| f.from == victim) {
+        last_us = last_us.max(flow.last_received_us.unwrap_or(0));
+    }
+    world.watches.remove(&tombstone);
+    world.run_until(start_us + FLOW_S * SECOND_US + 2 * SECOND_US);
+    ensure!(accepted(world) == until_then, "packets of a revoked node were accepted 2 s after its revocation");
+    figures.push(Figure::duration("revoke to last packet accepted of that node", last_us.saturating_sub(revoked_us)));
+
+    let (sent, received) = world
+        .flows
+        .iter()
+        .filter(|f| f.from != victim && f.to != victim)
+        .fold((0, 0), |(sent, received), f| (sent + f.sent, received + f.received));
+    ensure!(received <= sent, "more packets came out than went in");
+    ensure!(received * 100 >= sent * 95, "only {received} of {sent} packets came through at 1 % loss");
+    figures.push(Figure::count("packets sent through the overlay", sent));
+    figures.push(Figure::count("packets received", received));
+    let strays: u64 = world.hosts.values().map(|h| h.strays).sum();
+    ensure!(strays == 0, "{strays} packets came out of overlays that no flow put in");
+    Ok(())
+}
+
+/// Data planes that had nothing to carry for long enough are silent and keep no tunnel.
+fn check_idle_hosts(world: &World, figures: &mut Vec<Figure>) -> Result<()> {
+    /// Tunnels close after five idle minutes; both ends notice on their own.
+    const IDLE_US: u64 = 330 * SECOND_US;
+    let Some(last_flow_us) = world.flows.iter().map(|f| f.until_us).max() else { return Ok(()) };
+    if world.now_us < last_flow_us + IDLE_US {
+        return Ok(());
+    }
+    for (node, host) in world.hosts.iter().filter(|(node, _)| !world.revoked.contains(node)) {
+        let open = host.overlay.views(world.instant()).len();
+        ensure!(open == 0, "host {node} keeps {open} tunnels open after five idle minutes");
+    }
+    let members = world.hosts.iter().filter(|(node, _)| !world.revoked.contains(node));
+    let silent_us = members.map(|(_, h)| h.last_sent_us).max().unwrap_or(0).saturating_sub(last_flow_us);
+    ensure!(silent_us <= IDLE_US, "an idle host still sends");
+    figures.push(Figure::duration("last packet of a flow to last datagram of any host", silent_us));
+    Ok(())
 }
 
 fn partition(world: &mut World, figures: &mut Vec<Figure>) -> Result<()> {
@@ -291,6 +395,7 @@ fn clocks_off(world: &mut World, figures: &mut Vec<Figure>) -> Result<()> {
 /// What holds at the end of every run.
 pub(crate) fn check_end(world: &mut World, figures: &mut Vec<Figure>) -> Result<()> {
     converge(world, 120)?;
+    check_idle_hosts(world, figures)?;
     let links_max = world.nodes.iter().map(|node| node.links_max).max().unwrap_or(0);
     ensure!(links_max <= vdc::links::LINKS_MAX, "a node had {links_max} links");
     figures.push(Figure::count("most links of one node at any time", links_max as u64));

@@ -3,20 +3,23 @@
 use std::cell::RefCell;
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap, HashMap};
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use vdc::links::{self, Topology};
-use vdc::roster::{Standing, Verifier, View};
+use vdc::roster::{MemberView, Standing, Verifier, View};
 use vdc::sync::{Event as SyncEvent, Fingerprint, Message, Packed, Records as _, Syncer};
 use vdc::{Body, Hash, Key, Signed, SigningKey};
+use vdc_overlay::Member;
 
 use crate::founding::{self, Identity, SiteInfo};
 use crate::network::Network;
 use crate::node::{Node, RecordsSim};
 use crate::random::Random;
 use crate::trace::Trace;
+use crate::traffic::{Flow, Host};
 
 pub(crate) const SECOND_US: u64 = 1_000_000;
 /// How long a node waits after a change of members until it computes its links anew.
@@ -42,7 +45,7 @@ pub(crate) struct Knobs {
 }
 
 #[derive(Debug)]
-enum Event {
+pub(crate) enum Event {
     Deliver {
         from: usize,
         to: usize,
@@ -71,6 +74,22 @@ enum Event {
     },
     Boot {
         node: usize,
+    },
+    Datagram {
+        from: SocketAddr,
+        to: SocketAddr,
+        bytes: Vec<u8>,
+    },
+    HostTimer {
+        node: usize,
+    },
+    /// The answer to a question over control links: where is `peer`'s socket?
+    Endpoints {
+        node: usize,
+        peer: usize,
+    },
+    FlowTick {
+        flow: usize,
     },
 }
 
@@ -103,10 +122,12 @@ impl Ord for Scheduled {
 
 /// What follows from one set of records for every node that holds it.
 #[derive(Debug)]
-struct Known {
+pub(crate) struct Known {
     topology: Topology,
     /// Reachable members by index.
     members: Vec<bool>,
+    /// The same as overlays want them.
+    pub(crate) peers: Vec<Member>,
 }
 
 /// A record whose spreading is measured.
@@ -132,11 +153,15 @@ pub(crate) struct World {
     pub(crate) verifier: Rc<RefCell<Verifier>>,
     /// Nodes that must not be let in by anybody any more, and the links to them that are still up.
     pub(crate) revoked: BTreeSet<usize>,
-    base: Instant,
+    /// Data planes, of the nodes that have one.
+    pub(crate) hosts: BTreeMap<usize, Host>,
+    pub(crate) flows: Vec<Flow>,
+    pub(crate) addresses: HashMap<SocketAddr, usize>,
+    pub(crate) base: Instant,
     events: BinaryHeap<Reverse<Scheduled>>,
     sequence: u64,
     links_made: u64,
-    index: HashMap<Key, usize>,
+    pub(crate) index: HashMap<Key, usize>,
     lengths: HashMap<Hash, usize>,
     known: HashMap<(Fingerprint, i64), Rc<Known>>,
 }
@@ -161,6 +186,9 @@ impl World {
             watches: BTreeMap::new(),
             verifier,
             revoked: BTreeSet::new(),
+            hosts: BTreeMap::new(),
+            flows: Vec::new(),
+            addresses: HashMap::new(),
             base,
             events: BinaryHeap::new(),
             sequence: 0,
@@ -197,7 +225,7 @@ impl World {
         self.trace.note(self.now_us, line);
     }
 
-    fn schedule(&mut self, after_us: u64, event: Event) {
+    pub(crate) fn schedule(&mut self, after_us: u64, event: Event) {
         self.sequence += 1;
         self.events.push(Reverse(Scheduled { at_us: self.now_us + after_us, sequence: self.sequence, event }));
     }
@@ -330,6 +358,10 @@ impl World {
                 self.trace.event(self.now_us, 2, node, 0, 0);
                 self.on_refresh(node);
             }
+            Event::Datagram { from, to, bytes } => self.on_datagram(from, to, &bytes),
+            Event::HostTimer { node } => self.on_host_timer(node),
+            Event::Endpoints { node, peer } => self.on_endpoints(node, peer),
+            Event::FlowTick { flow } => self.on_flow_tick(flow),
         }
     }
 
@@ -384,9 +416,7 @@ impl World {
 
     fn set_timer(&mut self, node: usize) {
         let Some((due, _)) = self.nodes[node].syncer.poll_timeout() else { return };
-        // Rounded up, or the timer would fire before it is due.
-        let due_us = u64::try_from((due - self.base).as_nanos().div_ceil(1000)).expect("584,000 years");
-        let due_us = due_us.max(self.now_us);
+        let due_us = micros_up(due - self.base).max(self.now_us);
         if self.nodes[node].timer_us.is_none_or(|set_us| due_us < set_us) {
             self.nodes[node].timer_us = Some(due_us);
             self.schedule(due_us - self.now_us, Event::Timer { node });
@@ -432,6 +462,7 @@ impl World {
                     {
                         self.nodes[node].set_member(subject, false);
                         self.drop_link(node, subject);
+                        self.cut_off(node, &tombstone.subject);
                     }
                 }
                 Body::Member(member) => {
@@ -484,10 +515,11 @@ impl World {
         for peer in wanted {
             self.dial_soon(node, peer);
         }
+        self.tell_host(node, &known);
     }
 
     /// What follows from the records of a node; nodes that hold the same share the answer.
-    fn known(&mut self, node: usize) -> Rc<Known> {
+    pub(crate) fn known(&mut self, node: usize) -> Rc<Known> {
         let (_, fingerprint) = Fingerprint::of(self.nodes[node].records.roster.hashes().copied());
         let key = (fingerprint, self.nodes[node].clock_ahead);
         if let Some(known) = self.known.get(&key) {
@@ -500,7 +532,9 @@ impl World {
                 members[*index] = true;
             }
         }
-        let known = Rc::new(Known { topology: Topology::of_view(&view), members });
+        let peer = |m: &MemberView| Member { node: m.node, wg: m.wg, prefix: m.prefix, ipv4: m.ipv4 };
+        let peers = view.reachable().map(peer).collect();
+        let known = Rc::new(Known { topology: Topology::of_view(&view), members, peers });
         if self.known.len() >= KNOWN_MAX {
             self.known.clear();
         }
@@ -607,4 +641,9 @@ impl World {
     pub(crate) fn checks(&self) -> u64 {
         self.verifier.borrow().checks()
     }
+}
+
+/// Rounded up, or a timer would fire before it is due.
+pub(crate) fn micros_up(span: Duration) -> u64 {
+    u64::try_from(span.as_nanos().div_ceil(1000)).expect("fewer than 584,000 years")
 }
