@@ -102,7 +102,7 @@ pub enum DropReason {
     NotMember,
     /// Handshakes beyond the flood limit.
     RateLimited,
-    /// More tunnels than [`TUNNELS_MAX`].
+    /// More tunnels than one node may have open.
     TooManyTunnels,
 }
 
@@ -532,7 +532,7 @@ impl<F: NoiseFactory> Overlay<F> {
                     Some((t.tick_at, "tunnel timers")),
                     t.handshake_at.map(|at| (at, "handshake unanswered")),
                     t.lookup_at.filter(|_| !t.up).map(|at| (at, "endpoints unknown")),
-                    t.agent.probe_at().map(|at| (at, "probe paths")),
+                    t.agent.probe_at().filter(|_| t.up).map(|at| (at, "probe paths")),
                     t.queued_since.map(|at| (at + QUEUE_TIME_MAX, "queue too old")),
                 ]
             })

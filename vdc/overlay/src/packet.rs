@@ -157,6 +157,7 @@ impl Probe {
     /// Recognises a probe. The tunnel vouches for its sender, so no checksum is needed.
     #[must_use]
     pub fn decode(packet: &[u8]) -> Option<Self> {
+        parse(packet).ok()?;
         if packet.len() != IPV6_HEADER_BYTES + 24 || packet[6] != ICMPV6 || packet[0] >> 4 != 6 {
             return None;
         }
