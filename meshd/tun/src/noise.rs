@@ -2,6 +2,8 @@
 //!
 //! What boringtun wants and the overlay need not know:
 //! - its timers only know the time of the last `update_timers`, so a tunnel that slept is ticked before it shakes hands;
+//! - it renews an old session by the clock, where WireGuard asks for it on sending: such a renewal of a tunnel that
+//!   nobody uses is not sent, so that idle peers hear nothing; the session ends in silence and a later packet opens another;
 //! - without a session `encapsulate` queues inside; it is only called with one;
 //! - it reads the clock and draws randomness itself, so `now` is used for our own bookkeeping alone.
 
@@ -25,6 +27,9 @@ const HANDSHAKES_PER_SECOND: u64 = 200;
 
 /// Shortest time between two initiations of one tunnel.
 const INITIATION_INTERVAL_MIN: Duration = Duration::from_millis(250);
+
+/// A tunnel without data for this long renews no session: WireGuard's keepalive and re-key time-outs (10 s + 5 s) are over.
+const QUIET_AFTER: Duration = Duration::from_secs(20);
 
 /// How stale boringtun's idea of the time may be when a handshake message is worked on.
 const TICK_AGE_MAX: Duration = Duration::from_secs(1);
@@ -57,6 +62,11 @@ impl BoringNoise {
             let _ = self.tunnel.lock().update_timers(&mut scratch);
             self.ticked = Some(now);
         }
+    }
+
+    fn is_quiet(&self, now: Instant) -> bool {
+        let last = self.tunnel.activity.last_sent().max(self.tunnel.activity.last_received());
+        last.is_none_or(|last| now.saturating_duration_since(last) >= QUIET_AFTER)
     }
 
     fn seal(&mut self, packet: &[u8], out: &mut Vec<u8>) -> Sealed {
@@ -147,8 +157,12 @@ impl Noise for BoringNoise {
         let mut buffer = [0; HANDSHAKE_BYTES_MAX];
         match self.tunnel.lock().update_timers(&mut buffer) {
             TunnResult::WriteToNetwork(message) => {
+                let handshake = message.first() == Some(&1);
+                if handshake && self.is_quiet(now) {
+                    return Tick::Idle;
+                }
                 out.extend_from_slice(message);
-                Tick::Send { handshake: message.first() == Some(&1) }
+                Tick::Send { handshake }
             }
             TunnResult::Err(WireGuardError::ConnectionExpired) => Tick::Expired,
             TunnResult::Done
