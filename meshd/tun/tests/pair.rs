@@ -317,20 +317,20 @@ fn spoofed_sources_are_dropped_and_counted() {
     let inside = a.config.netns_name();
     ip_in(&inside, &format!("addr add {stranger}/128 dev lo nodad"));
     ip_in(&inside, "addr add 10.77.0.145/32 dev lo");
-    let received = icmp_received(&b);
+    let received = pings_received(&b);
     for (source, target) in [(stranger.to_string(), target), ("10.77.0.145".to_owned(), b.addresses()[1])] {
         let before = b.counter("source_dropped");
         let output = command_in(&inside, &format!("ping -c3 -i0.2 -W1 -I {source} {target}"));
         assert!(!output.status.success(), "{output:?}");
         b.await_counter("source_dropped", before + 3);
     }
-    assert_eq!(icmp_received(&b), received, "nothing reached the host");
+    assert_eq!(pings_received(&b), received, "nothing reached the host");
     assert!(a.reaches(target), "positive control");
 }
 
-/// ICMP messages that the host's own stack saw, both families.
-fn icmp_received(node: &Node) -> String {
-    let output = node.host.command("nstat -asz Icmp6InMsgs IcmpInMsgs");
+/// Pings that the host's own stack saw, both families.
+fn pings_received(node: &Node) -> String {
+    let output = node.host.command("nstat -asz Icmp6InEchos IcmpInEchos");
     assert!(output.status.success(), "{output:?} (Debian: iproute2)");
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
@@ -433,16 +433,16 @@ fn restarted_data_plane_adopts_the_network_and_flows_go_on() {
     let _server = Server::start(&b);
     let mut client = Command::new("nsenter");
     client.arg(format!("--net=/run/netns/{}", a.host.name));
-    client.args(["iperf3", "-c", &target.to_string(), "-t", "4", "-i", "0.1", "--forceflush"]);
-    let client = client.stdout(Stdio::piped()).spawn().expect("iperf3");
-    b.await_counter("opened", 1000);
+    client.args(["iperf3", "-c", &target.to_string(), "-t", "6"]);
+    let client = client.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("iperf3");
+    let before = b.await_counter("opened", 1000);
     a.stop();
+    let (opened, started) = (b.counter("opened"), Instant::now());
     a.start(&[2], wan(2), true);
+    b.await_counter("opened", opened.max(before) + 500);
+    assert!(started.elapsed() < Duration::from_secs(4), "the flow goes on while the client still runs");
     let output = client.wait_with_output().expect("ours");
-    assert!(output.status.success(), "the TCP connection survives the restart");
-    let text = String::from_utf8_lossy(&output.stdout);
-    let last = text.lines().rfind(|line| line.contains("-") && line.contains("/sec") && !line.contains("er"));
-    assert!(last.is_some_and(|line| !line.contains(" 0.00 ")), "bytes flow again at the end:\n{text}");
+    assert!(output.status.success(), "the TCP connection survives the restart: {output:?}");
 }
 
 #[test]
