@@ -36,9 +36,9 @@ pub(crate) enum LogFormat {
 pub(crate) struct Network {
     /// UDP port of the data plane: WireGuard of all VDCs.
     pub(crate) port: u16,
-    /// UDP and TCP port of the first VDC's member links; the next VDC uses the next even port.
+    /// UDP and TCP port of the first VDC's member links; each further VDC uses ten more.
     pub(crate) control_port: u16,
-    /// UDP and TCP port of the first VDC's join door, open on registrars only; the next VDC uses the next odd port.
+    /// UDP and TCP port of the first VDC's join door, open on registrars only; each further VDC uses ten more.
     pub(crate) door_port: u16,
     /// Names or addresses by which this box is reached from outside (`paris.example.net`, `203.0.113.7`), most
     /// preferred first. A DNS name survives a change of every address.
@@ -198,5 +198,43 @@ mod tests {
         }
         let error = Config::load(Some(Path::new("/nonexistent/meshd.toml"))).expect_err("missing").to_string();
         assert!(error.contains("/nonexistent/meshd.toml"), "{error}");
+    }
+
+    /// Every key as `section.key`, read off what serde says it expects when it meets an unknown one.
+    fn all_keys(section: &str) -> Vec<String> {
+        let Err(error) = load(&format!("{section}\n\"no such key\" = 1")) else { return vec![] };
+        let Some((_, expected)) = error.split_once("unknown field `no such key`, expected ") else { return vec![] };
+        let names = expected.split('`').skip(1).step_by(2);
+        let prefix = section.trim_matches(['[', ']']);
+        let mut keys = vec![];
+        for name in names {
+            let nested = if prefix.is_empty() { all_keys(&format!("[{name}]")) } else { vec![] };
+            match (nested.is_empty(), prefix.is_empty()) {
+                (false, _) => keys.extend(nested),
+                (true, true) => keys.push(name.to_owned()),
+                (true, false) => keys.push(format!("{prefix}.{name}")),
+            }
+        }
+        keys
+    }
+
+    #[test]
+    fn reference_page_has_every_key_with_its_default() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/configuration.md");
+        let page = std::fs::read_to_string(path).expect("the page is there");
+        let (_, rest) = page.split_once("```toml\n").expect("a block with all keys");
+        let (block, _) = rest.split_once("```").expect("the block ends");
+        assert_eq!(load(block).expect("the block is valid"), Config::default(), "the block shows the defaults");
+        let shown: toml::Table = block.parse().expect("the block is TOML");
+        let keys = all_keys("");
+        assert!(keys.contains(&"network.port".to_owned()) && keys.contains(&"state_dir".to_owned()), "{keys:?}");
+        for key in keys {
+            let value = match key.split_once('.') {
+                Some((section, name)) => shown.get(section).and_then(|table| table.get(name)),
+                None => shown.get(&key),
+            };
+            assert!(value.is_some(), "{key} is missing in the block of docs/configuration.md");
+            assert!(page.contains(&format!("| `{key}` |")), "{key} is not explained in docs/configuration.md");
+        }
     }
 }

@@ -71,6 +71,75 @@ fn dead_links(documents: &BTreeMap<PathBuf, String>, exists: impl Fn(&Path) -> b
     violations
 }
 
+/// The codes of an enum that is written in kebab case on the wire, read off its source; the catch-all is left out.
+fn kebab_variants(source: &str, name: &str) -> Vec<String> {
+    let start = format!("pub enum {name} {{");
+    let Some((_, body)) = source.split_once(&start) else { return vec![] };
+    let body = body.split_once("\n}").map_or(body, |(body, _)| body);
+    let variants = body.lines().filter_map(|line| line.trim().strip_suffix(','));
+    let kebab = |variant: &str| {
+        let mut code = String::new();
+        for c in variant.chars() {
+            if c.is_ascii_uppercase() && !code.is_empty() {
+                code.push('-');
+            }
+            code.push(c.to_ascii_lowercase());
+        }
+        code
+    };
+    variants
+        .filter(|variant| variant.chars().all(|c| c.is_ascii_alphanumeric()))
+        .map(kebab)
+        .filter(|c| c != "other")
+        .collect()
+}
+
+/// Directives of systemd that give a service a mount namespace of its own (systemd.exec(5)).
+const MOUNT_NAMESPACE_DIRECTIVES: [&str; 31] = [
+    "BindPaths",
+    "BindReadOnlyPaths",
+    "DynamicUser",
+    "ExecPaths",
+    "ExtensionDirectories",
+    "ExtensionImages",
+    "InaccessiblePaths",
+    "LogNamespace",
+    "MountAPIVFS",
+    "MountFlags",
+    "MountImages",
+    "NoExecPaths",
+    "PrivateBPF",
+    "PrivateDevices",
+    "PrivateMounts",
+    "PrivateNetwork",
+    "PrivateTmp",
+    "PrivateUsers",
+    "ProcSubset",
+    "ProtectControlGroups",
+    "ProtectHome",
+    "ProtectHostname",
+    "ProtectKernelLogs",
+    "ProtectKernelModules",
+    "ProtectKernelTunables",
+    "ProtectProc",
+    "ProtectSystem",
+    "ReadOnlyPaths",
+    "RootDirectory",
+    "RootImage",
+    "TemporaryFileSystem",
+];
+/// What the unit must say.
+const UNIT_LINES: [&str; 4] = ["Type=notify", "Restart=always", "KillMode=process", "Delegate=yes"];
+
+/// What is wrong with the service's unit.
+fn unit_violations(unit: &str) -> Vec<String> {
+    let mut violations: Vec<String> =
+        UNIT_LINES.iter().filter(|wanted| !unit.lines().any(|l| l == **wanted)).map(|l| format!("no {l}")).collect();
+    let keys = unit.lines().filter_map(|line| line.split_once('=')).map(|(key, _)| key.trim());
+    violations.extend(keys.filter(|key| MOUNT_NAMESPACE_DIRECTIVES.contains(key)).map(str::to_owned));
+    violations
+}
+
 /// The path without `.` and `..`.
 fn normal(path: &Path) -> PathBuf {
     let mut out = PathBuf::new();
@@ -172,6 +241,42 @@ mod tests {
             "a decision without its reasons can be neither kept nor changed",
             &violations,
         );
+    }
+
+    #[test]
+    fn operations_page_explains_every_problem() {
+        let workspace = Workspace::load();
+        let read = |path: &str| std::fs::read_to_string(workspace.root.join(path)).expect("the file is there");
+        let codes = kebab_variants(&read("vdc/api/src/meta.rs"), "ProblemCode");
+        assert!(codes.len() > 10, "the codes are found: {codes:?}");
+        let page = read("docs/operations.md");
+        let violations: Vec<_> = codes.into_iter().filter(|code| !page.contains(&format!("| `{code}` |"))).collect();
+        require(
+            "docs/operations.md explains each problem that `status` can show",
+            "an operator looks the code up at night",
+            &violations,
+        );
+    }
+
+    #[test]
+    fn unit_runs_meshd_in_the_hosts_mount_namespace() {
+        let workspace = Workspace::load();
+        let unit = std::fs::read_to_string(workspace.root.join("packaging/meshd.service")).expect("there is a unit");
+        require(
+            "the unit restarts meshd always, stops nothing but it, and gives it no mount namespace of its own",
+            "meshd pins network namespaces that the host and the next meshd must find",
+            &unit_violations(&unit),
+        );
+    }
+
+    #[test]
+    fn codes_are_read_off_their_enum_and_units_are_judged() {
+        let source =
+            "pub enum Code {\n    /// Text, with a comma,\n    NoPeer,\n    #[serde(other)]\n    Other,\n}\nX,\n";
+        assert_eq!(kebab_variants(source, "Code"), ["no-peer"]);
+        assert!(unit_violations(&UNIT_LINES.join("\n")).is_empty());
+        let bad = format!("{}\nPrivateTmp=yes", UNIT_LINES[1..].join("\n"));
+        assert_eq!(unit_violations(&bad), ["no Type=notify", "PrivateTmp"]);
     }
 
     #[test]
