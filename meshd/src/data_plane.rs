@@ -46,7 +46,7 @@ impl Fabric {
 
     /// Packets that the packet threads dropped, by reason.
     pub(crate) fn counters(&self) -> Vec<(&'static str, u64)> {
-        self.plane.counters().each().collect()
+        self.plane.counters().drops().collect()
     }
 
     pub(crate) fn shutdown(&self) {
@@ -218,7 +218,7 @@ impl DataPlane {
 
     pub(crate) fn view(&self) -> api::DataPathView {
         let (socket, tun) = (self.plane.socket_offloads(), self.handle.tun_offloads());
-        let by_threads: u64 = self.plane.counters().each().map(|(_, packets)| packets).sum();
+        let by_threads: u64 = self.plane.counters().drops().map(|(_, packets)| packets).sum();
         let by_overlay: u64 = self.handle.view().drops.iter().map(|(_, packets)| packets).sum();
         api::DataPathView {
             namespace: self.namespace().display().to_string(),

@@ -11,7 +11,12 @@ pub(crate) fn storage(error: &StateError) -> ApiError {
         StateError::Exists { .. } => ErrorCode::Conflict,
         _ => ErrorCode::Storage,
     };
-    with_causes(ApiError::new(code, error.to_string()), error.source())
+    let text = error.to_string();
+    let api = match text.split_once("; ") {
+        Some((what, hint)) => ApiError::new(code, what).hint(hint),
+        None => ApiError::new(code, text),
+    };
+    with_causes(api, error.source())
 }
 
 /// Something of the operating system that does not work.

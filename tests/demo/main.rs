@@ -82,8 +82,12 @@ fn boot(world: &mut World) -> Result<String> {
 fn create(world: &mut World) -> Result<String> {
     let created = world.boxes[PARIS].create("acme", "paris")?;
     ensure!(created["recovery_key"]["secret"].as_str().is_some_and(|key| key.starts_with("recovery1.")));
-    Ok(format!("{}, recovery key printed, {} of {} owners", created["vdc"]["ipv6"].as_str().unwrap_or_default(),
-        created["recovery_key"]["threshold"], created["recovery_key"]["owners"]))
+    Ok(format!(
+        "{}, recovery key printed, {} of {} owners",
+        created["vdc"]["ipv6"].as_str().unwrap_or_default(),
+        created["recovery_key"]["threshold"],
+        created["recovery_key"]["owners"]
+    ))
 }
 
 fn join(world: &mut World) -> Result<String> {
@@ -209,14 +213,16 @@ fn revoke(world: &mut World) -> Result<String> {
         .fold(0.0, f64::max);
     ensure!(!fourth.pings(&address), "it is still answered");
     let after = (last - clock).max(0.0) * 1000.0;
-    Ok(format!("last answer {after:.0} ms after the command, {} of {} confirmed", revoked["confirmed"], revoked["members"]))
+    Ok(format!(
+        "last answer {after:.0} ms after the command, {} of {} confirmed",
+        revoked["confirmed"], revoked["members"]
+    ))
 }
 
 fn status(world: &mut World) -> Result<String> {
     let text = world.boxes[PARIS].run(&["status"])?;
     ensure!(text.is_ok(), "{}", text.stderr);
     println!("{}", text.stdout);
-    let metrics =
-        world.boxes[PARIS].host.sh("curl -s --unix-socket /run/meshd/meshd.sock http://localhost/metrics")?;
+    let metrics = world.boxes[PARIS].host.sh("curl -s --unix-socket /run/meshd/meshd.sock http://localhost/metrics")?;
     Ok(format!("{} metrics", metrics.lines().filter(|line| !line.starts_with('#')).count()))
 }

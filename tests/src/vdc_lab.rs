@@ -17,10 +17,8 @@ pub const DNS_STUB: &str = "127.0.0.77";
 /// # Errors
 /// If it was not built.
 pub fn binary(name: &str) -> Result<String> {
-    let folder = std::env::var_os("MESHD_BIN_DIR").map_or_else(
-        || PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../target/debug")),
-        PathBuf::from,
-    );
+    let folder = std::env::var_os("MESHD_BIN_DIR")
+        .map_or_else(|| PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../target/debug")), PathBuf::from);
     let path = folder.join(name);
     ensure!(path.exists(), "{} is missing: cargo build -p meshd -p meshctl", path.display());
     Ok(path.canonicalize()?.display().to_string())
@@ -45,7 +43,7 @@ impl Box_ {
     /// If it does not answer in time.
     pub fn start(host: Host, config: &str) -> Result<Self> {
         let mut this = Self { host, daemon: None };
-        this.host.write_file("/etc/meshd/meshd.toml", &format!("log = \"info,libp2p=warn,quinn=warn\"\n{config}"))?;
+        this.host.write_file("/etc/meshd/meshd.toml", &format!("log = \"info,meshd_control=debug\"\n{config}"))?;
         this.start_daemon()?;
         Ok(this)
     }
@@ -197,12 +195,12 @@ impl Box_ {
         Ok(server)
     }
 
-    /// Fetches a page; `None` if it does not come within two seconds.
+    /// Fetches a page; `None` if it does not come within five seconds.
     ///
     /// # Errors
     /// If curl cannot be run.
     pub fn fetch(&self, url: &str, family: &str) -> Result<Option<String>> {
-        let output = self.host.run(&["curl", "-sf", family, "-m", "2", url])?;
+        let output = self.host.run(&["curl", "-sf", family, "-m", "5", url])?;
         Ok(output.is_ok().then_some(output.stdout))
     }
 }

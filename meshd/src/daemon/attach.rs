@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use meshd_control::{Control, ControlConfig, HelloSource};
+use meshd_control::{Control, ControlConfig, HelloSource, ListenError};
 use meshd_state::VdcDir;
 use meshd_tun::VdcHandle;
 use vdc::Name;
@@ -21,6 +21,8 @@ use crate::infra;
 use crate::tasks::TaskSet;
 use crate::vdc_core::{self, CoreHandle, Start};
 
+/// How long a port that was just given up may take to be free.
+const PORT_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long the infra plane's address may take to become usable after it was set.
 const INFRA_BIND_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -60,13 +62,14 @@ impl Daemon {
             time: system_time(),
             observed: None,
         });
-        let control = meshd_control::start(ControlConfig {
+        let control = start_control(|| ControlConfig {
             port: control_port,
             door_port,
             mdns: self.shared.config.network.mdns,
             seen: loaded.seen.0.clone(),
             ..ControlConfig::new(view.vdc, loaded.secrets.node.seed(), Arc::clone(&hello))
-        });
+        })
+        .await;
         let Control { handle: control, events: control_events, task: control_task } = match control {
             Ok(control) => control,
             Err(error) => {
@@ -142,6 +145,20 @@ impl Daemon {
             *in_use = self.vdcs.read().await.keys().next().cloned();
         }
         Ok(())
+    }
+}
+
+/// Starts the control plane. A port that this daemon itself has just given up (a VDC that was left and joined again) takes
+/// a moment to be free.
+async fn start_control(config: impl Fn() -> ControlConfig) -> Result<Control, ListenError> {
+    let deadline = Instant::now() + PORT_TIMEOUT;
+    loop {
+        match meshd_control::start(config()) {
+            Err(ListenError::PortInUse { .. }) if Instant::now() < deadline => {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            started => return started,
+        }
     }
 }
 

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use futures::StreamExt as _;
 use futures::stream::{self, FuturesUnordered};
+use meshd_control::{CallError, RequestError};
 use meshd_web::{Backend, Call, Items};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::{BroadcastStream, ReceiverStream};
@@ -26,8 +27,8 @@ use crate::views;
 
 /// How long a revocation waits for members to confirm it before it answers.
 const CONFIRM_TIMEOUT: Duration = Duration::from_secs(2);
-/// How long `connect` waits for a link.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long `connect` waits for a link: attempts at stale addresses may have to run out first.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(25);
 /// Progress events that may wait for a slow client.
 const PROGRESS_MAX: usize = 64;
 /// Bits of the default IPv4 range of a VDC: room for 64 sites of 256 nodes.
@@ -501,11 +502,14 @@ async fn spread(handle: &CoreHandle, revoked: &Revoked) -> (u32, Vec<vdc::Key>) 
             async move { (*key, handle.control().request(*key, request, CONFIRM_TIMEOUT).await) }
         })
         .collect();
+    let by_itself = handle.control().node() == revoked.member.node;
     let mut confirmed = vec![];
     while let Some((key, answer)) = asked.next().await {
         match answer {
             Ok(Response::Done) => confirmed.push(key),
             Ok(_) => {}
+            // Whoever is told by the subject itself cuts the link as soon as it believes it.
+            Err(RequestError { cause: CallError::LinkLost, .. }) if by_itself => confirmed.push(key),
             Err(error) => tracing::debug!(peer = %key.short(), error = chain(&error), "not confirmed"),
         }
     }

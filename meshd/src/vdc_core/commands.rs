@@ -183,8 +183,10 @@ impl Core {
             ));
         }
         let now = self.now();
-        let tombstone = self.publish(Signer::Node, |view, key| issue::leave(view, key, now))?;
-        Ok(self.revoked(&own, tombstone))
+        self.leaving = true;
+        let left = self.publish(Signer::Node, |view, key| issue::leave(view, key, now));
+        self.leaving = left.is_ok();
+        Ok(self.revoked(&own, left?))
     }
 
     // ---- blocks

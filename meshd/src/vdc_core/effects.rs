@@ -80,7 +80,8 @@ impl Core {
     pub(super) fn refresh(&mut self) {
         self.review();
         let own_key = self.own_key();
-        let member = self.own().is_some_and(|own| own.standing.is_reachable());
+        // A node that is leaving keeps its links until it has told the others.
+        let member = self.leaving || self.own().is_some_and(|own| own.standing.is_reachable());
         let peers: Vec<&MemberView> = self.view.reachable().filter(|peer| member && peer.node != own_key).collect();
         self.data.set_members(&peers);
         let keys: BTreeSet<vdc::Key> = peers.iter().map(|peer| peer.node).collect();

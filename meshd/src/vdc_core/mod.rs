@@ -171,6 +171,8 @@ pub(crate) struct Core {
     caches_dirty: bool,
     renewal: effects::Renewal,
     in_use: bool,
+    /// Whether this node's own tombstone is being spread.
+    leaving: bool,
     /// Futures that the task runs on the core's behalf.
     spawned: Vec<task::Job>,
 }

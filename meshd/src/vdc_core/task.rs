@@ -171,6 +171,7 @@ pub(crate) fn run(start: Start, token: CancellationToken) -> (CoreHandle, impl F
         caches_dirty: false,
         renewal: Renewal::default(),
         in_use,
+        leaving: false,
         spawned: vec![],
     };
     (handle, drive(core, control_events, data_events, commands, token))
