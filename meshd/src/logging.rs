@@ -15,8 +15,8 @@ const QUIET: &str = "boringtun=off,hickory_server=warn,libp2p_mdns=off,libp2p=wa
 /// # Errors
 /// If the log filter cannot be understood.
 pub(crate) fn init(config: &Config) -> anyhow::Result<()> {
-    let filter =
-        EnvFilter::try_new(&config.log).with_context(|| format!("`log = {:?}` is no log filter", config.log))?;
+    let filter = EnvFilter::try_new(format!("{QUIET},{}", config.log))
+        .with_context(|| format!("`log = {:?}` is no log filter", config.log))?;
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_timer(SystemTime);
     match config.log_format {
         LogFormat::Text => builder.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).init(),

@@ -273,7 +273,7 @@ impl ControlHandle {
         }
     }
 
-    /// Adds an address at which `node` may be found, and tries it if the node is wanted.
+    /// Adds an address at which `node` may be found, and tries it at once unless there is a link.
     pub async fn dial(&self, node: Key, address: SocketAddr) {
         // Fails only when the control task has stopped: then there is nothing to dial from.
         let _ = self.members.send(MemberCommand::Dial { node, address }).await;

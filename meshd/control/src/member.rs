@@ -416,8 +416,9 @@ impl Run<'_> {
                 self.on_request(node, Waiting { bytes, deadline, reply }, now);
             }
             MemberCommand::Dial { node, address } => {
-                if self.facts.members.contains(&node) && self.m.book.add_manual(node, address) {
-                    self.hurry(&node, now);
+                if self.facts.members.contains(&node) && crate::dial::is_dialable(address) {
+                    self.m.book.add_manual(node, address);
+                    self.dial_by_hand(node, address, now);
                 }
             }
             MemberCommand::NetworkChanged => {
@@ -468,6 +469,15 @@ impl Run<'_> {
     fn hurry(&mut self, node: &Key, now: Instant) {
         if let Some(peer) = self.peers.get_mut(node) {
             peer.forgive(now);
+        }
+    }
+
+    /// Tries one address at once, beside whatever is under way: a dial of dead addresses takes until its time-out.
+    fn dial_by_hand(&mut self, node: Key, address: SocketAddr, now: Instant) {
+        let peer = self.peers.entry(node).or_insert_with(|| Peer::new(now));
+        if peer.connections.is_empty() {
+            peer.forgive(now);
+            self.dial_addresses(node, &[address]);
         }
     }
 

@@ -475,6 +475,27 @@ async fn network_change_checks_links_and_drops_dead_ones() {
 }
 
 #[tokio::test]
+async fn address_given_by_hand_does_not_wait_for_a_dial_of_dead_ones() {
+    let (mut a, mut b) = (Node::start(&Setup::new(1)), Node::start(&Setup::new(2)));
+    introduce(&[&a, &b]);
+    // Takes datagrams and connections, and never answers: a dial of it lasts until its time-outs of 5 and 10 s.
+    let dead = std::net::UdpSocket::bind((LOOPBACK, 0)).expect("loopback has free ports");
+    let address = dead.local_addr().expect("it is bound");
+    let _listener = std::net::TcpListener::bind(address).expect("hardly ever taken for TCP as well");
+    a.handle.set_contacts(contacts(&[(b.key, address)]));
+    a.handle.set_wanted([b.key]);
+    // Positive control: the dial of the dead address is under way.
+    tokio::task::spawn_blocking(move || dead.recv_from(&mut [0; 2048])).await.expect("no panic").expect("a datagram");
+    let started = Instant::now();
+    a.handle.dial(b.key, b.address()).await;
+    a.wait_up(b.key).await;
+    assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
+    a.ask(b.key).await;
+    a.stop().await;
+    b.stop().await;
+}
+
+#[tokio::test]
 async fn idle_link_is_silent() {
     let (mut a, mut b) = (Node::start(&Setup::new(1)), Node::start(&Setup::new(2)));
     introduce(&[&a, &b]);

@@ -256,7 +256,7 @@ fn kernel_verdicts_equal_evaluator_with_counters() {
     let mut tried = 0;
     let lab = Lab::new(&models().new_tree(&mut runner).expect("generates").current());
     let mut seen = BTreeMap::<bool, u32>::new();
-    for generation in 1..=24 {
+    for generation in 1..=16 {
         let model = models().new_tree(&mut runner).expect("generates").current();
         // Flows of the case before must not be known to conntrack, or they would be judged as old ones.
         ok(&format!("ip netns exec {} conntrack -F", lab.ns("v")));

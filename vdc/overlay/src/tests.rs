@@ -394,7 +394,8 @@ proptest! {
             pattern.get(index).copied().unwrap_or(false)
         });
         let packet = wire.packet(0, 1, 10);
-        for _ in 0..60 {
+        // Handshakes are repeated every 5 s at the slowest: 24 lost ones take two minutes.
+        for _ in 0..200 {
             wire.send(0, &packet);
             wire.run(Duration::from_secs(1));
         }
