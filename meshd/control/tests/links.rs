@@ -476,7 +476,7 @@ async fn network_change_checks_links_and_drops_dead_ones() {
 
 #[tokio::test]
 async fn address_given_by_hand_does_not_wait_for_a_dial_of_dead_ones() {
-    let (mut a, mut b) = (Node::start(&Setup::new(1)), Node::start(&Setup::new(2)));
+    let (mut a, b) = (Node::start(&Setup::new(1)), Node::start(&Setup::new(2)));
     introduce(&[&a, &b]);
     // Takes datagrams and connections, and never answers: a dial of it lasts until its time-outs of 5 and 10 s.
     let dead = std::net::UdpSocket::bind((LOOPBACK, 0)).expect("loopback has free ports");
