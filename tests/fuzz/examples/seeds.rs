@@ -69,7 +69,7 @@ fn overlay() -> std::io::Result<()> {
     let v6 = host_packet(1, 2);
     binary("overlay-packet", &[("v6", v6.clone()), ("v4", v4)])?;
     // Alice's host sends, Alice learns where Bob is, and the wire carries everything to and fro for a while.
-    let mut script = vec![0, u8::try_from(v6.len()).expect("short")];
+    let mut script = vec![0, u8::try_from(v6.len()).map_err(std::io::Error::other)?];
     script.extend(&v6);
     script.extend([7, 0]);
     for _ in 0..4 {
