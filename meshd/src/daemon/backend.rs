@@ -409,7 +409,7 @@ impl Daemon {
             return joined_before(&handle, invite, started).await;
         }
         let admitted = joining::admit(&self.state, invite, alias, node_name, progress).await?;
-        let serve = self.serve(admitted.dir);
+        let serve = Box::pin(self.serve(admitted.dir));
         let handle = progress.step("connect", "bring the network up", |_| None, serve).await?;
         let node = handle.with(|core| core.own_node()).await??;
         let vdc = handle.with(|core| core.vdc_view()).await?;
