@@ -4,7 +4,8 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use vdc::Key;
-use vdc::address::{HOST, INFRA};
+use vdc::address::HOST;
+use vdc_overlay::packet::{Transport, parse};
 use vdc_overlay::sim::SimNoiseFactory;
 use vdc_overlay::{Event as OverlayEvent, Member, Overlay, OverlayConfig, PathAddress, Transmit};
 
@@ -262,7 +263,7 @@ impl World {
     /// A packet that no flow sent here: the overlay's own answers to this host are expected, nothing else is.
     fn on_stray(&mut self, node: usize, packet: &[u8]) {
         let Some(host) = self.hosts.get_mut(&node) else { return };
-        let own = vdc_overlay::packet::parse(packet).is_ok_and(|p| p.source == host.member.prefix.address(INFRA));
+        let own = parse(packet).is_ok_and(|parsed| parsed.transport == Transport::Icmp { kind: 1, code: 3 });
         host.strays += u64::from(!own);
     }
 

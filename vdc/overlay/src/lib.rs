@@ -5,22 +5,37 @@
 //! every packet goes through it. Cryptography stands behind [`Noise`]: boringtun on a node, [`sim::SimNoise`] in virtual
 //! time.
 //!
+//! What holds, whatever comes in:
+//! - a packet is delivered only if its source is the sending peer's own and its destination is ours;
+//! - whoever is not in the member set any more is cut off before the call returns;
+//! - no packet goes to an idle peer, and strangers cannot make us send to anybody but members, or more than a little;
+//! - queues are bounded, oldest first out, and every drop is counted with its [`DropReason`];
+//! - the same inputs at the same times with the same seed give the same outputs.
+//!
 //! Not here: sockets, clocks, randomness, names, policy (the kernel's table judges flows), and how endpoints are found
 //! (the control plane is asked through [`Event::EndpointsWanted`]).
 #![forbid(unsafe_code)]
 
+mod agent;
+mod budget;
 pub mod demux;
+mod drops;
+mod members;
 pub mod noise;
 mod overlay;
 pub mod packet;
-pub mod path;
+mod path;
+mod random;
 pub mod sim;
+mod tunnel;
 
 #[cfg(test)]
 mod tests;
 
+pub use agent::{CANDIDATES_MAX, FAN_OUT_MAX};
+pub use drops::{DropReason, Drops};
+pub use members::Member;
 pub use noise::{Identified, Noise, NoiseFactory, NoiseStatus, Opened, Sealed, Tick, TunnelIndex};
-pub use overlay::{
-    DropReason, Drops, Event, Member, Overlay, OverlayConfig, Transmit, TunnelRef, TunnelState, TunnelView,
-};
+pub use overlay::{Event, Overlay, OverlayConfig, TUNNELS_MAX, Transmit, TunnelRef, TunnelState, TunnelView};
 pub use path::{Candidate, PathAddress, Source, Tier};
+pub use tunnel::{QUEUE_BYTES_MAX, QUEUE_PACKETS_MAX};

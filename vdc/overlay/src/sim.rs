@@ -51,7 +51,7 @@ pub struct SimNoise {
     clock_at_origin: Duration,
     /// The newest few, any of which opens what was sealed under it. The newest confirmed one seals.
     sessions: Vec<Session>,
-    initiated: Option<(Instant, Instant)>,
+    initiated: Option<Initiated>,
     newest_handshake: u64,
     sent_bytes: u64,
     received_bytes: u64,
@@ -59,6 +59,14 @@ pub struct SimNoise {
     last_received: Option<Instant>,
     sends_unanswered_since: Option<Instant>,
     owes_keepalive_since: Option<Instant>,
+}
+
+/// A handshake that was not answered yet.
+#[derive(Clone, Copy, Debug)]
+struct Initiated {
+    first: Instant,
+    newest: Instant,
+    before: Option<Instant>,
 }
 
 #[derive(Clone, Debug)]
@@ -74,10 +82,10 @@ struct Session {
     seen: std::collections::BTreeSet<u64>,
 }
 
-fn tag(a: &WgKey, b: &WgKey, salt: u64, body: &[u8]) -> [u8; TAG_BYTES] {
-    // FNV-1a over everything: enough to notice another key or a flipped bit, and cheap for millions of packets.
-    let mut state = [0xcbf2_9ce4_8422_2325_u64 ^ salt, 0x9ae1_6a3b_2f90_404f ^ salt.rotate_left(32)];
-    for byte in a.0.iter().chain(&b.0).chain(body) {
+/// FNV-1a over everything, twice: enough to notice another key or a flipped bit, and cheap for millions of packets.
+fn tag(from: &WgKey, to: &WgKey, session: u64, message: &[&[u8]]) -> [u8; TAG_BYTES] {
+    let mut state = [0xcbf2_9ce4_8422_2325_u64 ^ session, 0x9ae1_6a3b_2f90_404f ^ session.rotate_left(32)];
+    for byte in from.0.iter().chain(&to.0).chain(message.iter().copied().flatten()) {
         state[0] = (state[0] ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
         state[1] = (state[1].rotate_left(7) ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
     }
@@ -85,6 +93,18 @@ fn tag(a: &WgKey, b: &WgKey, salt: u64, body: &[u8]) -> [u8; TAG_BYTES] {
     tag[..8].copy_from_slice(&state[0].to_le_bytes());
     tag[8..].copy_from_slice(&state[1].to_le_bytes());
     tag
+}
+
+/// Pads a handshake message to its length on the wire and ends it with its tag.
+fn finish(from: &WgKey, to: &WgKey, time: u64, out: &mut Vec<u8>, length: usize) {
+    out.resize(length - TAG_BYTES, 0);
+    let tag = tag(from, to, time, &[out]);
+    out.extend(tag);
+}
+
+/// Whether a handshake message is whole and from `from`.
+fn is_genuine(from: &WgKey, to: &WgKey, time: u64, message: &[u8]) -> bool {
+    message.split_last_chunk::<TAG_BYTES>().is_some_and(|(body, seal)| *seal == tag(from, to, time, &[body]))
 }
 
 fn word(bytes: &[u8], at: usize) -> Option<u32> {
@@ -95,7 +115,7 @@ fn long(bytes: &[u8], at: usize) -> Option<u64> {
     bytes.get(at..at + 8)?.try_into().ok().map(u64::from_le_bytes)
 }
 
-/// The initiation: type, sender's index, handshake time, sender's key, receiver's key's first bytes, tag.
+/// The initiation: type, sender's index, handshake time, sender's key, receiver's key's first bytes, padding, tag.
 fn initiation(own: &WgKey, peer: &WgKey, index: u32, time: u64, out: &mut Vec<u8>) {
     out.clear();
     out.extend(1_u32.to_le_bytes());
@@ -103,8 +123,7 @@ fn initiation(own: &WgKey, peer: &WgKey, index: u32, time: u64, out: &mut Vec<u8
     out.extend(time.to_le_bytes());
     out.extend(own.0);
     out.extend(&peer.0[..16]);
-    out.extend(tag(own, peer, time, &index.to_le_bytes()));
-    out.resize(INITIATION_BYTES, 0);
+    finish(own, peer, time, out, INITIATION_BYTES);
 }
 
 impl NoiseFactory for SimNoiseFactory {
@@ -133,10 +152,9 @@ impl NoiseFactory for SimNoiseFactory {
         if !self.is_for_us(datagram) {
             return Identified::NotOurs;
         }
-        datagram
-            .get(16..48)
-            .and_then(|key| key.try_into().ok())
-            .map_or(Identified::NotOurs, |key| Identified::Peer(WgKey(key)))
+        let key = datagram.get(16..48).and_then(|key| key.try_into().ok()).map(WgKey);
+        let genuine = |key: &WgKey| long(datagram, 8).is_some_and(|time| is_genuine(key, &self.own, time, datagram));
+        key.filter(genuine).map_or(Identified::Refused, Identified::Peer)
     }
 
     fn is_for_us(&self, datagram: &[u8]) -> bool {
@@ -164,9 +182,7 @@ impl SimNoise {
 
     fn on_initiation(&mut self, datagram: &[u8], out: &mut Vec<u8>, now: Instant) -> Option<Opened> {
         let (remote_index, time) = (word(datagram, 4)?, long(datagram, 8)?);
-        let good = datagram.get(16..48)? == self.peer.0
-            && datagram.get(64..80)? == tag(&self.peer, &self.own, time, &remote_index.to_le_bytes());
-        if !good {
+        if datagram.get(16..48)? != self.peer.0 || !is_genuine(&self.peer, &self.own, time, datagram) {
             return Some(Opened::Refused(Refusal::Forged));
         }
         if time <= self.newest_handshake {
@@ -179,19 +195,18 @@ impl SimNoise {
         out.extend(self.index.to_le_bytes());
         out.extend(remote_index.to_le_bytes());
         out.extend(time.to_le_bytes());
-        out.extend(tag(&self.own, &self.peer, time, &self.index.to_le_bytes()));
-        out.resize(RESPONSE_BYTES, 0);
+        finish(&self.own, &self.peer, time, out, RESPONSE_BYTES);
         Some(Opened::Reply { session: false })
     }
 
     fn on_response(&mut self, datagram: &[u8], out: &mut Vec<u8>, now: Instant) -> Option<Opened> {
         let (remote_index, time) = (word(datagram, 4)?, long(datagram, 12)?);
-        let good = datagram.get(20..36)? == tag(&self.peer, &self.own, time, &remote_index.to_le_bytes());
-        if !good {
+        if !is_genuine(&self.peer, &self.own, time, datagram) {
             return Some(Opened::Refused(Refusal::Forged));
         }
-        let (sent, _) = self.initiated?;
-        if time != self.wall(sent) {
+        // The newest initiation and the one before it may be answered, as with boringtun.
+        let sent = self.initiated.iter().flat_map(|initiated| [Some(initiated.newest), initiated.before]).flatten();
+        if sent.map(|sent| self.wall(sent)).all(|sent| sent != time) {
             return Some(Opened::Refused(Refusal::Replay));
         }
         self.initiated = None;
@@ -204,9 +219,10 @@ impl SimNoise {
     fn on_data(&mut self, datagram: &[u8], out: &mut Vec<u8>, now: Instant) -> Option<Opened> {
         let counter = long(datagram, 8)?;
         let end = datagram.len().checked_sub(TAG_BYTES)?;
-        let (body, seal) = (datagram.get(HEADER_BYTES..end)?, datagram.get(end..)?);
+        let (header, body, seal) =
+            (datagram.get(..HEADER_BYTES)?, datagram.get(HEADER_BYTES..end)?, datagram.get(end..)?);
         let (own, peer) = (self.own, self.peer);
-        let opens = |s: &Session| seal == tag(&peer, &own, s.id ^ counter, body);
+        let opens = |s: &Session| seal == tag(&peer, &own, s.id, &[header, body]);
         let Some(session) = self.sessions.iter_mut().find(|s| opens(s)) else {
             let refusal = if self.sessions.is_empty() { Refusal::NoSession } else { Refusal::Forged };
             return Some(Opened::Refused(refusal));
@@ -244,7 +260,8 @@ impl SimNoise {
         out.extend(session.remote_index.to_le_bytes());
         out.extend(counter.to_le_bytes());
         out.extend(body);
-        out.extend(tag(&self.own, &self.peer, session.id ^ counter, body));
+        let tag = tag(&self.own, &self.peer, session.id, &[out]);
+        out.extend(tag);
         self.owes_keepalive_since = None;
         Sealed::Data
     }
@@ -291,11 +308,12 @@ impl Noise for SimNoise {
     }
 
     fn initiate(&mut self, out: &mut Vec<u8>, now: Instant) -> bool {
-        if self.initiated.is_some_and(|(at, _)| at == now) {
-            return false;
+        let before = self.initiated.map(|initiated| initiated.newest);
+        if before == Some(now) {
+            return false; // two handshakes cannot have the same time
         }
-        let first = self.initiated.map_or(now, |(_, first)| first);
-        self.initiated = Some((now, first));
+        let first = self.initiated.map_or(now, |initiated| initiated.first);
+        self.initiated = Some(Initiated { first, newest: now, before });
         initiation(&self.own, &self.peer, self.index, self.wall(now), out);
         true
     }
@@ -306,22 +324,19 @@ impl Noise for SimNoise {
 
     fn tick(&mut self, out: &mut Vec<u8>, now: Instant) -> Tick {
         let since = |at: Option<Instant>| at.map_or(Duration::ZERO, |at| now.saturating_duration_since(at));
-        if let Some((sent, first)) = self.initiated {
+        if let Some(Initiated { first, newest, .. }) = self.initiated {
             if now.saturating_duration_since(first) > REKEY_ATTEMPT {
                 self.initiated = None;
                 return Tick::Expired;
             }
-            if now.saturating_duration_since(sent) >= REKEY_TIMEOUT && self.initiate(out, now) {
+            if now.saturating_duration_since(newest) >= REKEY_TIMEOUT && self.initiate(out, now) {
                 return Tick::Send { handshake: true };
             }
             return Tick::Idle;
         }
+        self.sessions.retain(|s| now.saturating_duration_since(s.born) <= REJECT_AFTER);
         let Some(session) = self.current() else { return Tick::Idle };
         let age = now.saturating_duration_since(session.born);
-        if age > REJECT_AFTER {
-            self.sessions.clear();
-            return Tick::Expired;
-        }
         let recently_sent = self.last_sent.is_some_and(|at| at >= session.born && since(Some(at)) < REKEY_TIMEOUT);
         let renew = session.initiator && age > REKEY_AFTER && recently_sent;
         let unanswered = since(self.sends_unanswered_since) > KEEPALIVE + REKEY_TIMEOUT;
