@@ -546,6 +546,11 @@ impl Syncer {
     fn on_ranges<R: Records>(&mut self, from: Key, ranges: Vec<Range>, records: &R, now: Instant) {
         let mut answer = Answer::default();
         let mut equal = None;
+        let mut ranges = ranges;
+        // More may differ than one answer has room for. If those that do not fit were always the same, records that wait
+        // for what lies in them would wait forever.
+        let first = self.jitter.below(ranges.len());
+        ranges.rotate_left(first);
         for Range { prefix, content } in ranges {
             match content {
                 Content::Digest(theirs, fingerprint) if prefix == Prefix::ROOT => {
@@ -566,6 +571,7 @@ impl Syncer {
                 Content::Ids(ids) => answer.on_ids(records, prefix, ids.as_slice()),
             }
         }
+        answer.ranges.sort_unstable_by_key(|range| range.prefix.first());
         self.on_have(from, &answer.want, records, now);
         let Some(peer) = self.peers.get_mut(&from) else { return };
         peer.intake.drain(TOUCH_BYTES * answer.touched);
@@ -819,7 +825,7 @@ fn serve<R: Records>(peer: &mut Peer, records: &R, now: Instant) -> Option<Messa
     (!batch.is_empty()).then_some(Message::Records(batch))
 }
 
-/// Small pseudo-random durations from a seed.
+/// Small pseudo-random numbers from a seed.
 #[derive(Debug)]
 struct Jitter {
     seed: [u8; 32],
@@ -829,11 +835,20 @@ struct Jitter {
 impl Jitter {
     /// A duration from zero to `span`, in whole microseconds.
     fn up_to(&mut self, span: Duration) -> Duration {
+        let span_us = u64::try_from(span.as_micros()).unwrap_or(u64::MAX).saturating_add(1);
+        Duration::from_micros(self.draw() % span_us)
+    }
+
+    /// A number below `bound`, which is not zero.
+    fn below(&mut self, bound: usize) -> usize {
+        usize::try_from(self.draw() % bound as u64).expect("below a usize")
+    }
+
+    fn draw(&mut self) -> u64 {
         self.drawn += 1;
         let hash = blake3::keyed_hash(&self.seed, &self.drawn.to_le_bytes());
         let (draw, _) = hash.as_bytes().split_first_chunk::<8>().expect("a hash has 32 bytes");
-        let span_us = u64::try_from(span.as_micros()).unwrap_or(u64::MAX).saturating_add(1);
-        Duration::from_micros(u64::from_le_bytes(*draw) % span_us)
+        u64::from_le_bytes(*draw)
     }
 }
 

@@ -472,6 +472,33 @@ fn real_rosters_converge_whatever_the_order_of_arrival() {
 }
 
 #[test]
+fn ranges_beyond_one_answer_get_their_turn() {
+    let now = Instant::now();
+    let peer = Key([1; 32]);
+    let mut records = RecordsFake::default();
+    for record in (1..12_000).map(plain) {
+        records.insert(record);
+    }
+    let mut syncer = Syncer::new(Key([2; 32]), [0; 32], now);
+    syncer.handle_link_up(peer, now);
+    let everything_differs = || {
+        let content = Content::Digest(50, Fingerprint([0; 16]));
+        let prefixes = Prefix::ROOT.children().flat_map(Prefix::children);
+        Message::Ranges(prefixes.map(|prefix| Range { prefix, content: content.clone() }).collect())
+    };
+    let mut answered = BTreeSet::new();
+    for _ in 0..40 {
+        syncer.handle_message(peer, everything_differs(), &mut records, now);
+        let Some((_, message)) = syncer.poll_transmit(&records, now) else { panic!("no answer") };
+        assert!(message.check().is_ok());
+        let Message::Ranges(ranges) = message else { panic!("not ranges") };
+        assert_eq!(ranges.len(), RANGES_MAX);
+        answered.extend(ranges.into_iter().map(|range| range.prefix));
+    }
+    assert_eq!(answered.len(), 4096, "every range was split in some answer");
+}
+
+#[test]
 fn links_beyond_the_limit_are_not_synced() {
     let now = Instant::now();
     let mut syncer = Syncer::new(Key([0; 32]), [0; 32], now);
