@@ -21,6 +21,7 @@ mod trace;
 mod traffic;
 mod world;
 
+// Writing to a String cannot fail.
 use std::fmt::Write as _;
 use std::process::ExitCode;
 use std::time::Instant;
@@ -49,10 +50,10 @@ struct Options {
     #[arg(long, default_value_t = 1)]
     seed: u64,
     /// Boxes at the beginning; scenarios let more join
-    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u64).range(10..=20_000))]
+    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u64).range(20..=20_000))]
     nodes: u64,
     /// Sites over which they are spread
-    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=500))]
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(3..=500))]
     sites: u64,
     /// Least virtual minutes; what the scenarios leave over passes idle
     #[arg(long, default_value_t = 10)]
@@ -82,7 +83,11 @@ fn main() -> ExitCode {
             ExitCode::SUCCESS
         }
         Err(error) => {
-            complain(&format!("error: {error:?}"));
+            let mut text = format!("error: {error}");
+            for cause in error.chain().skip(1) {
+                let _ = write!(text, "\ncaused by: {cause}");
+            }
+            complain(&text);
             ExitCode::FAILURE
         }
     }
@@ -175,9 +180,9 @@ fn failure(world: &World, scenario: &str) -> String {
         seconds(world.now_us)
     );
     for line in world.trace.tail() {
-        // Writing to a String cannot fail.
         let _ = writeln!(text, "{line}");
     }
+    text.truncate(text.trim_end().len());
     text
 }
 
