@@ -155,9 +155,9 @@ Examples:
     /// Reach a member at an address given by hand, after every address has changed.
     #[command(after_help = "\
 Examples:
-  meshctl connect 203.0.113.9:7300
-  meshctl connect berlin.example.org:7300 --node berlin1
-  meshctl connect '[2001:db8::7]:7300'")]
+  meshctl connect 203.0.113.9:4712
+  meshctl connect berlin.example.org:4712 --node berlin1
+  meshctl connect '[2001:db8::7]:4712'")]
     Connect(Connect),
     /// Renew this node's membership now.
     #[command(after_help = "\
