@@ -11,7 +11,7 @@ use crate::demux::{Kind, classify};
 use crate::noise::{Identified, Noise, NoiseFactory, Opened, Refusal, Sealed, TunnelIndex};
 use crate::packet::{self, Probe};
 use crate::path::{PathAddress, Source};
-use crate::tunnel::Lookup;
+use crate::tunnel::{Handshake, Lookup};
 
 /// Handshakes that data of unknown sessions may trigger: one per peer in this time.
 const UNKNOWN_PAUSE: Duration = Duration::from_millis(500);
@@ -218,7 +218,7 @@ impl<F: NoiseFactory> Overlay<F> {
         let Some(tunnel) = self.tunnels.get_mut(node) else { return };
         let came_up = !std::mem::replace(&mut tunnel.up, true);
         tunnel.heard(now);
-        tunnel.handshake = crate::tunnel::Handshake::default();
+        tunnel.handshake = Handshake::default();
         (tunnel.lookups, tunnel.reason) = (0, None);
         if let Lookup::Paused(_) = tunnel.lookup {
             tunnel.lookup = Lookup::Idle;

@@ -10,7 +10,7 @@ use crate::agent::PathAgent;
 use crate::noise::{Noise, NoiseFactory, Sealed, Tick, TunnelIndex};
 use crate::packet::Probe;
 use crate::path::{PathAddress, Source};
-use crate::tunnel::{Lookup, Tunnel};
+use crate::tunnel::{Handshake, Lookup, Tunnel};
 
 /// Pause before endpoints are asked for again; doubles up to the maximum.
 const LOOKUP_PAUSE: Duration = Duration::from_secs(1);
@@ -265,13 +265,16 @@ impl<F: NoiseFactory> Overlay<F> {
         }
         if moved.received {
             tunnel.heard(now);
-            tunnel.handshake.attempts = 0;
+            tunnel.handshake = Handshake::default(); // what was to be renewed for its age, WireGuard begins again
         } else if moved.sent {
             tunnel.meter.silent_since.get_or_insert(now);
         }
         let nobody_waits = tunnel.handshake.again_at.is_none() && tunnel.queue.is_empty();
         let idle = tunnel.idle(now);
-        if idle >= IDLE_MAX || !tunnel.up && nobody_waits && idle >= FAILED_SHOWN {
+        // Too old, and not renewed since nothing was sent: nothing is left of it but what is known of paths.
+        let expired = tunnel.up && !status.has_session;
+        let failed = !tunnel.up && idle >= FAILED_SHOWN;
+        if idle >= IDLE_MAX || nobody_waits && (expired || failed) {
             return self.close(node);
         }
         tunnel.tick_at = now + if idle < IN_USE { TICK } else { TICK_IDLE };
@@ -280,10 +283,6 @@ impl<F: NoiseFactory> Overlay<F> {
         } else {
             tunnel.agent.rest();
         }
-        if tunnel.up && !status.has_session && nobody_waits {
-            self.go_down(node); // too old, and not renewed since nothing was sent
-        }
-        let Some(tunnel) = self.tunnels.get_mut(node) else { return };
         if tunnel.agent.wants_data_path(now) {
             self.snapshot_version += 1;
         }
