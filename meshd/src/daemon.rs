@@ -37,6 +37,9 @@ struct Served {
     handle: CoreHandle,
     /// Ends the VDC's tasks.
     tasks: TaskSet,
+    /// Stops its packets.
+    data: meshd_tun::VdcHandle,
+    vdc: vdc::VdcId,
     /// Which ports it has, see [`Daemon::ports`].
     slot: usize,
 }
@@ -150,6 +153,7 @@ impl Daemon {
                     );
                     served.handle.control().shutdown();
                     served.tasks.shutdown(SHUTDOWN_DEADLINE).await;
+                    attach::detach(&served.data).await;
                 }
             }
             let Ok(dirs) = self.state.vdcs() else { continue };

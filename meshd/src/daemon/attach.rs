@@ -1,15 +1,17 @@
 //! Bringing one VDC up on this box, and taking it away.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use meshd_control::{Control, ControlConfig, HelloSource, ListenError};
+use meshd_firewall::Firewall;
 use meshd_state::VdcDir;
 use meshd_tun::VdcHandle;
-use vdc::Name;
 use vdc::address::INFRA;
 use vdc::peer::Hello;
+use vdc::{Key, Name};
 use vdc_api::{ApiError, ErrorCode};
 
 use super::{Daemon, SHUTDOWN_DEADLINE, Served, VDCS_MAX};
@@ -54,6 +56,11 @@ impl Daemon {
         };
         let Attached { data, events: data_events, addresses, bridge } =
             DataPlane::attach(&self.fabric, network).await?;
+        // Closed before anybody can talk: members are told to the tunnels only once the VDC's task runs.
+        if let Err(error) = close(data.namespace()).await {
+            detach(&data.handle()).await;
+            return Err(error);
+        }
         let infra_address = SocketAddr::new(member.prefix.address(INFRA).into(), infra::PORT);
         let boot_nonce = self.shared.boot_nonce;
         let hello: HelloSource = Arc::new(move || Hello {
@@ -90,6 +97,7 @@ impl Daemon {
             Err(error) => tracing::error!(vdc = %alias, %error, "the infra plane does not listen"),
         }
         let namespace = data.namespace();
+        let (data_handle, vdc_id) = (data.handle(), view.vdc);
         let start = Start {
             dir,
             shared: self.shared.clone(),
@@ -106,7 +114,7 @@ impl Daemon {
         };
         let (handle, task) = vdc_core::run(start, token.clone());
         tasks.spawn_draining("vdc", task);
-        let served = Served { handle: handle.clone(), tasks, slot };
+        let served = Served { handle: handle.clone(), tasks, data: data_handle, vdc: vdc_id, slot };
         self.vdcs.write().await.insert(alias, served);
         Ok(handle)
     }
@@ -132,20 +140,34 @@ impl Daemon {
     /// Stops serving a VDC and takes its interfaces, namespace and firewall away.
     pub(super) async fn unserve(&self, alias: &Name) -> Result<(), ApiError> {
         let Some(served) = self.vdcs.write().await.remove(alias) else { return Ok(()) };
-        let network = served.handle.with(|core| core.data_handle()).await.ok();
         served.handle.control().shutdown();
         served.tasks.shutdown(SHUTDOWN_DEADLINE).await;
         self.shared.dns.remove_zone(alias.as_str()).await;
-        if let Some((vdc, data)) = network {
-            detach(&data).await;
-            DataPlane::remove(alias, vdc).await?;
-        }
+        detach(&served.data).await;
+        DataPlane::remove(alias, served.vdc).await?;
         let mut in_use = self.in_use.lock().await;
         if in_use.as_ref() == Some(alias) {
             *in_use = self.vdcs.read().await.keys().next().cloned();
         }
         Ok(())
     }
+}
+
+/// Loads a table that lets nothing through, so that a box on which policy cannot be enforced carries nothing at all. A
+/// namespace that is adopted after a restart keeps the table that it has until the task loads the next one.
+async fn close(namespace: PathBuf) -> Result<(), ApiError> {
+    let work = move || {
+        let firewall = Firewall::new(&namespace);
+        match firewall.counters() {
+            Ok(_) => Ok(()), // there is a table already
+            Err(_) => firewall.load(&meshd_firewall::compile(&vdc_core::nothing_allowed(), &Key([0; 32]), 1, &[])),
+        }
+    };
+    let loaded = tokio::task::spawn_blocking(work).await;
+    loaded.map_err(|error| ApiError::new(ErrorCode::Internal, error.to_string()))?.map_err(|error| {
+        system("policy cannot be enforced on this box, so the VDC is not served", &error)
+            .hint("install the packages nftables and util-linux; the kernel needs nf_tables and conntrack")
+    })
 }
 
 /// Starts the control plane. A port that this daemon itself has just given up (a VDC that was left and joined again) takes
@@ -163,7 +185,7 @@ async fn start_control(config: impl Fn() -> ControlConfig) -> Result<Control, Li
 }
 
 /// Stops a VDC's packets. The data plane refuses only when it is overloaded or has stopped by itself.
-async fn detach(data: &VdcHandle) {
+pub(super) async fn detach(data: &VdcHandle) {
     if let Err(error) = data.remove().await {
         tracing::warn!(%error, "a VDC's packet thread was not stopped");
     }

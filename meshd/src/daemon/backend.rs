@@ -509,7 +509,9 @@ async fn spread(handle: &CoreHandle, revoked: &Revoked) -> (u32, Vec<vdc::Key>) 
             Ok(Response::Done) => confirmed.push(key),
             Ok(_) => {}
             // Whoever is told by the subject itself cuts the link as soon as it believes it.
-            Err(RequestError { cause: CallError::LinkLost, .. }) if by_itself => confirmed.push(key),
+            Err(RequestError { cause: CallError::LinkLost | CallError::Broken(_), .. }) if by_itself => {
+                confirmed.push(key)
+            }
             Err(error) => tracing::debug!(peer = %key.short(), error = chain(&error), "not confirmed"),
         }
     }

@@ -104,16 +104,13 @@ impl Core {
             self.firewall_state.generation = u32::from_le_bytes(random()) | 1;
         }
         self.firewall_state.generation = self.firewall_state.generation.wrapping_add(2) | 1;
-        let nobody = Model {
-            document: vdc::policy::Document { grace_days: 0, rules: vec![] },
-            policy_record: vdc::Hash([0; 32]),
-            policy_version: 0,
-            subjects: vec![],
-            blocks: vec![],
-        };
         let generation = self.firewall_state.generation;
-        let table =
-            meshd_firewall::compile(model.as_ref().unwrap_or(&nobody), &self.own_key(), generation, &[infra::PORT]);
+        let table = meshd_firewall::compile(
+            model.as_ref().unwrap_or(&nothing_allowed()),
+            &self.own_key(),
+            generation,
+            &[infra::PORT],
+        );
         self.firewall_state.model = Some(model);
         if self.firewall_state.in_flight {
             self.firewall_state.waiting = Some(table);
@@ -400,6 +397,17 @@ async fn renew_at_door(
         }
         DoorResponse::Refused(refusal) => Err(refusal.message),
         DoorResponse::Challenge(_) => Err("the registrar answered another question".into()),
+    }
+}
+
+/// What is known while no policy is: nobody, and nothing allowed.
+pub(crate) fn nothing_allowed() -> Model {
+    Model {
+        document: vdc::policy::Document { grace_days: 0, rules: vec![] },
+        policy_record: vdc::Hash([0; 32]),
+        policy_version: 0,
+        subjects: vec![],
+        blocks: vec![],
     }
 }
 

@@ -12,7 +12,7 @@ mod status;
 mod task;
 
 pub(crate) use commands::{Revoked, parse_name};
-pub(crate) use effects::chain;
+pub(crate) use effects::{chain, nothing_allowed};
 pub(crate) use issuing::{Wish, found};
 pub(crate) use task::{Start, load, no_members, run};
 
@@ -191,11 +191,6 @@ impl Core {
     /// This node's own member record as the view shows it; none when it was never or is no longer a member.
     fn own(&self) -> Option<&MemberView> {
         self.view.members.get(&self.own_key())
-    }
-
-    /// What there is to stop and take away when this node leaves.
-    pub(crate) fn data_handle(&self) -> (vdc::VdcId, meshd_tun::VdcHandle) {
-        (self.view.vdc, self.data.handle())
     }
 
     fn now(&self) -> UnixTime {
