@@ -145,7 +145,8 @@ impl Run {
 
     /// Runs nextest with a profile that writes a JUnit report, and adds up what it counted, also when tests failed.
     pub(crate) fn nextest(&mut self, profile: &str, arguments: &[&str]) -> Result<()> {
-        let report = self.target_dir().join("nextest").join(profile).join("junit.xml");
+        // Under the workspace, wherever the target directory is: `store.dir` in .config/nextest.toml.
+        let report = self.root().join("target/nextest").join(profile).join("junit.xml");
         if report.exists() {
             fs::remove_file(&report).with_context(|| format!("cannot remove the old {}", report.display()))?;
         }
