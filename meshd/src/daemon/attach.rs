@@ -11,7 +11,7 @@ use meshd_state::VdcDir;
 use meshd_tun::VdcHandle;
 use vdc::address::INFRA;
 use vdc::peer::Hello;
-use vdc::{Key, Name};
+use vdc::{Key, Name, VdcId};
 use vdc_api::{ApiError, ErrorCode};
 
 use super::{Daemon, SHUTDOWN_DEADLINE, Served, VDCS_MAX};
@@ -81,6 +81,8 @@ impl Daemon {
             Ok(control) => control,
             Err(error) => {
                 detach(&data.handle()).await;
+                drop(data);
+                DataPlane::remove(&alias, view.vdc).await?;
                 return Err(system("the control plane cannot listen", &error)
                     .hint("stop the other program, or change network.control_port in /etc/meshd/meshd.toml"));
             }
@@ -150,6 +152,15 @@ impl Daemon {
             *in_use = self.vdcs.read().await.keys().next().cloned();
         }
         Ok(())
+    }
+
+    /// Takes away what is left of a VDC that was founded but could not be served. What stays is logged.
+    pub(super) async fn discard(&self, alias: &Name, vdc: VdcId) {
+        let network = DataPlane::remove(alias, vdc).await;
+        let files = self.vdc_dir(alias).and_then(|dir| dir.remove().map_err(|error| crate::error::storage(&error)));
+        for error in [network.err(), files.err()].into_iter().flatten() {
+            tracing::warn!(vdc = %alias, %error, "something of a VDC that was not founded is left");
+        }
     }
 }
 

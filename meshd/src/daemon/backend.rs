@@ -120,9 +120,16 @@ impl Backend for Operations {
             None => default_ipv4(),
         };
         let (name, site) = (parse_name("name", &request.name)?, parse_name("site", &request.site)?);
-        let wish = Wish { name, site, node, ipv4, now: system_time() };
+        let wish = Wish { name: name.clone(), site, node, ipv4, now: system_time() };
         let new = found(&self.state, wish)?;
-        let handle = self.serve(new.dir).await?;
+        let handle = match self.serve(new.dir).await {
+            Ok(handle) => handle,
+            Err(error) => {
+                // Nobody has seen the recovery key yet: served later, this would be a VDC without one.
+                self.discard(&name, new.id).await;
+                return Err(error);
+            }
+        };
         let node = handle.with(|core| core.own_node()).await??;
         let vdc = handle.with(|core| core.vdc_view()).await?;
         let text = format!("VDC {} was created", vdc.name);

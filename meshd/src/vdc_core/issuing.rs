@@ -3,7 +3,7 @@
 use meshd_state::{Changes, KeyKind, StateDir};
 use vdc::roster::issue::{self, Draft, IssueError};
 use vdc::roster::{Outcome, View};
-use vdc::{Hash, Ipv4Block, Key, Name, SigningKey, UnixTime};
+use vdc::{Hash, Ipv4Block, Key, Name, SigningKey, UnixTime, VdcId};
 use vdc_api::{ApiError, ErrorCode};
 
 use super::Core;
@@ -92,6 +92,7 @@ pub(super) fn refused(error: &IssueError) -> ApiError {
 #[derive(Debug)]
 pub(crate) struct NewVdc {
     pub(crate) dir: meshd_state::VdcDir,
+    pub(crate) id: VdcId,
     /// Seed of the owner key for the safe; shown once.
     pub(crate) recovery: SigningKey,
     pub(crate) owners: u8,
@@ -139,5 +140,5 @@ pub(crate) fn found(state: &StateDir, wish: Wish) -> Result<NewVdc, ApiError> {
         dir.publish()
     };
     let dir = write().map_err(|error| storage(&error))?;
-    Ok(NewVdc { dir, recovery, owners: 2, threshold: 1 })
+    Ok(NewVdc { dir, id: *founded.roster.vdc_id(), recovery, owners: 2, threshold: 1 })
 }
