@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result, ensure};
 use clap::Parser;
 use meshlab::{Lab, Service, Site, wait_until};
 use tests::steps::{Step, all_done, play, table};
-use tests::vdc_lab::{Box_, PATIENCE, site};
+use tests::vdc_lab::{Node, PATIENCE, site};
 
 /// Plays the story of three sites that become one virtual datacenter.
 #[derive(Debug, Parser)]
@@ -21,7 +21,7 @@ struct Arguments {
 struct World {
     lab: Lab,
     sites: Vec<Site>,
-    boxes: Vec<Box_>,
+    boxes: Vec<Node>,
     services: Vec<Service>,
 }
 
@@ -71,7 +71,7 @@ fn boot(world: &mut World) -> Result<String> {
     for name in NAMES {
         let site = site(&world.lab, name)?;
         let host = site.host(&format!("{name}1"))?;
-        world.boxes.push(Box_::start(host, "")?);
+        world.boxes.push(Node::start(host, "")?);
         world.sites.push(site);
     }
     let target = world.boxes[BERLIN].host.v4().context("IPv4")?.to_string();
@@ -196,7 +196,7 @@ fn longest_gap(log: &str) -> Duration {
 }
 
 fn revoke(world: &mut World) -> Result<String> {
-    let fourth = Box_::start(world.sites[LISBON].host("lisbon2")?, "")?;
+    let fourth = Node::start(world.sites[LISBON].host("lisbon2")?, "")?;
     fourth.join(&world.boxes[PARIS].invite("lisbon")?)?;
     let address = world.boxes[BERLIN].address("ipv6")?;
     fourth.wait_for(&world.boxes[BERLIN])?;

@@ -1,6 +1,14 @@
 //! End-to-end tests: the built binaries in network-namespace labs, one lab per test.
 
 #[cfg(test)]
-mod faults;
+mod clock;
+#[cfg(test)]
+mod daemon;
+#[cfg(test)]
+mod outages;
+#[cfg(test)]
+mod packets;
 #[cfg(test)]
 mod story;
+#[cfg(test)]
+mod tokens;

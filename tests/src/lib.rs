@@ -1,7 +1,9 @@
-//! What the demo and the benches share: named steps with their times ([`steps`]), figures with their goals
-//! ([`figures`]), and boxes that run the daemon ([`vdc_lab`]). The lab they run in is `meshlab`; the rules and tests of this package are in `tidy/` and `e2e/`.
+//! What the demo, the benches and the end-to-end tests share: named steps with their times ([`steps`]), figures with
+//! their goals ([`figures`]), boxes that run the daemon ([`vdc_lab`]) and traffic whose gaps are measured ([`flow`]). The
+//! lab they run in is `meshlab`; the rules and tests of this package are in `tidy/` and `e2e/`.
 #![expect(clippy::print_stdout, reason = "the demo and the benches print their tables")]
 
 pub mod figures;
+pub mod flow;
 pub mod steps;
 pub mod vdc_lab;

@@ -25,25 +25,34 @@ pub fn binary(name: &str) -> Result<String> {
 }
 
 /// A box with a daemon of its own.
-pub struct Box_ {
+pub struct Node {
     pub host: Host,
     daemon: Option<Service>,
+    environment: Vec<(String, String)>,
 }
 
-impl std::fmt::Debug for Box_ {
+impl std::fmt::Debug for Node {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Box({})", self.host.name())
+        write!(f, "Node({})", self.host.name())
     }
 }
 
-impl Box_ {
+impl Node {
     /// Starts the daemon on a host, with extra lines of configuration.
     ///
     /// # Errors
     /// If it does not answer in time.
     pub fn start(host: Host, config: &str) -> Result<Self> {
-        let mut this = Self { host, daemon: None };
-        this.host.write_file("/etc/meshd/meshd.toml", &format!("log = \"info,meshd_control=debug\"\n{config}"))?;
+        Self::start_with(host, config, vec![])
+    }
+
+    /// Like [`Self::start`], with environment variables for the daemon.
+    ///
+    /// # Errors
+    /// If it does not answer in time.
+    pub fn start_with(host: Host, config: &str, environment: Vec<(String, String)>) -> Result<Self> {
+        let mut this = Self { host, daemon: None, environment };
+        this.host.write_file("/etc/meshd/meshd.toml", &format!("log = \"info,libp2p=warn,quinn=warn\"\n{config}"))?;
         this.start_daemon()?;
         Ok(this)
     }
@@ -53,9 +62,12 @@ impl Box_ {
     /// # Errors
     /// If it does not answer in time.
     pub fn start_daemon(&mut self) -> Result<()> {
-        let daemon = self.host.spawn(&[&binary("meshd")?])?;
-        self.daemon = Some(daemon);
-        wait_until(PATIENCE, "the daemon answers", || self.run(&["version"]).is_ok_and(|out| out.is_ok()))?;
+        let mut command = self.host.command(binary("meshd")?);
+        for (name, value) in &self.environment {
+            command.env(name, value);
+        }
+        self.daemon = Some(command.spawn()?);
+        wait_until(PATIENCE, "the daemon answers", || self.run(&["vdc", "list"]).is_ok_and(|out| out.is_ok()))?;
         Ok(())
     }
 
@@ -160,6 +172,26 @@ impl Box_ {
         self.host.run(&["ping", "-n", "-c", "1", "-W", "1", address]).is_ok_and(|output| output.is_ok())
     }
 
+    /// The value of one line of `/metrics`, named with its labels.
+    ///
+    /// # Errors
+    /// If there is no such line.
+    pub fn metric(&self, name: &str) -> Result<f64> {
+        let text = self.host.sh("curl -s --unix-socket /run/meshd/meshd.sock http://localhost/metrics")?;
+        let value = text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok());
+        value.with_context(|| format!("no {name} in {text}"))
+    }
+
+    /// The codes of the problems that `status` shows for the VDC.
+    ///
+    /// # Errors
+    /// If the daemon does not answer.
+    pub fn problems(&self) -> Result<Vec<String>> {
+        let status = self.status()?;
+        let problems = status["problems"].as_array().context("a list of problems")?;
+        Ok(problems.iter().filter_map(|p| p["code"].as_str().map(str::to_owned)).collect())
+    }
+
     /// Waits until another box answers over the overlay.
     ///
     /// # Errors
@@ -226,9 +258,9 @@ pub fn site(lab: &Lab, name: &str) -> Result<Site> {
 /// Three sites with one box each, all in the VDC `acme` that paris founded.
 pub struct ThreeSites {
     pub sites: [Site; 3],
-    pub paris: Box_,
-    pub berlin: Box_,
-    pub lisbon: Box_,
+    pub paris: Node,
+    pub berlin: Node,
+    pub lisbon: Node,
 }
 
 impl std::fmt::Debug for ThreeSites {
@@ -244,7 +276,7 @@ impl ThreeSites {
     /// If anything of it is refused.
     pub fn build(lab: &Lab) -> Result<Self> {
         let sites = [site(lab, "paris")?, site(lab, "berlin")?, site(lab, "lisbon")?];
-        let start = |index: usize, name: &str| Box_::start(sites[index].host(name)?, "");
+        let start = |index: usize, name: &str| Node::start(sites[index].host(name)?, "");
         let (paris, berlin, lisbon) = (start(0, "paris1")?, start(1, "berlin1")?, start(2, "lisbon1")?);
         paris.create("acme", "paris")?;
         for (member, name) in [(&berlin, "berlin"), (&lisbon, "lisbon")] {
