@@ -4,6 +4,12 @@
 //! a module with a `pub(crate) const BENCH: Bench` and name it in [`BENCHES`].
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a program prints its figures")]
 
+mod cpu;
+mod idle;
+mod join;
+mod mesh;
+mod restart;
+mod revoke;
 mod roster;
 
 use std::path::PathBuf;
@@ -21,7 +27,7 @@ pub(crate) struct Bench {
 }
 
 /// Every bench that exists.
-const BENCHES: &[Bench] = &[roster::BENCH];
+const BENCHES: &[Bench] = &[join::BENCH, revoke::BENCH, restart::BENCH, idle::BENCH, mesh::BENCH, roster::BENCH];
 
 #[derive(Parser)]
 #[command(name = "cargo xtask bench", about = "Measure; without a name, list the benches")]

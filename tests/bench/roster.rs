@@ -19,21 +19,8 @@ fn run() -> Result<Vec<Figure>> {
         bail!("the simulation failed: {}", String::from_utf8_lossy(&output.stderr));
     }
     let report = serde_json::from_slice(&output.stdout).context("the simulation prints JSON")?;
-    figures(
-        &report,
-        children_cpu_s(&std::fs::read_to_string("/proc/self/stat")?).context("cannot read /proc/self/stat")?,
-    )
-}
-
-/// Seconds of CPU time that ended children took, from the text of `/proc/self/stat`: unlike the time on the clock, it does
-/// not count what else the machine was doing.
-fn children_cpu_s(stat: &str) -> Option<f64> {
-    /// Linux counts in these for every architecture's programs (proc(5), USER_HZ).
-    const TICKS_PER_SECOND: f64 = 100.0;
-    // The program's name stands in parentheses; cutime and cstime are the 14th and 15th field behind it.
-    let (_, fields) = stat.rsplit_once(')')?;
-    let mut children = fields.split_ascii_whitespace().skip(13).map(str::parse::<f64>);
-    Some((children.next()?.ok()? + children.next()?.ok()?) / TICKS_PER_SECOND)
+    let own = std::fs::read_to_string("/proc/self/stat")?;
+    figures(&report, crate::cpu::children_s(&own).context("cannot read /proc/self/stat")?)
 }
 
 fn figures(report: &Value, cpu_s: f64) -> Result<Vec<Figure>> {
@@ -57,13 +44,6 @@ fn figures(report: &Value, cpu_s: f64) -> Result<Vec<Figure>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn children_are_counted() {
-        let stat = "1 (a) b) S 1 2 3 4 5 6 7 8 9 10 11 12 150 50 20 0";
-        assert_eq!(children_cpu_s(stat), Some(2.0));
-        assert_eq!(children_cpu_s("1 (a) S"), None);
-    }
 
     #[test]
     fn report_is_read() {

@@ -305,11 +305,11 @@ impl ThreeSites {
     }
 }
 
-/// Runs a test's body in a lab whose logs are printed when it fails.
+/// Runs a body in a lab whose logs are printed when it fails, and returns what it found.
 ///
 /// # Errors
 /// Those of the body.
-pub fn in_lab(body: impl FnOnce(&Lab) -> Result<()>) -> Result<()> {
+pub fn in_lab<T>(body: impl FnOnce(&Lab) -> Result<T>) -> Result<T> {
     meshlab::require_tools(&[
         "ip:iproute2",
         "nft:nftables",
