@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use vdc::invite::{DoorRequest, DoorResponse};
 use vdc::peer::{self, Hello};
 use vdc::record::ContactAddress;
-use vdc::{Key, VdcId};
+use vdc::{Key, UnixTime, VdcId};
 
 use crate::door::DoorCommand;
 use crate::error::{Attempt, CallError, ListenError, RequestError};
@@ -120,6 +120,12 @@ pub enum ControlEvent {
     LinkDown {
         node: Key,
         reason: LinkDownReason,
+    },
+    /// A node greeted again over its link, which tells the time there anew.
+    Greeted {
+        node: Key,
+        /// The node's system clock.
+        time: UnixTime,
     },
     /// A member asks. Dropping `reply` breaks the exchange off, and so does taking longer than 30 s.
     Request {
@@ -338,9 +344,10 @@ impl ControlHandle {
         self.node
     }
 
-    /// Says that addresses or routes of this host changed: links are checked within 3 s, lost nodes are tried at once.
-    pub async fn network_changed(&self) {
-        let _ = self.members.send(MemberCommand::NetworkChanged).await;
+    /// Greets over every link again, for when addresses, routes or the clock of this host changed: the others hear what
+    /// time it is here, dead links are found within 3 s, lost nodes are tried at once.
+    pub async fn greet_again(&self) {
+        let _ = self.members.send(MemberCommand::GreetAgain).await;
     }
 
     /// Closes all links and ends the task; [`ControlTask::run`](crate::ControlTask::run) then returns.

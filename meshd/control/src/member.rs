@@ -46,7 +46,7 @@ const _: () = assert!(BUDGET_BYTES >= 4 * peer::MESSAGE_BYTES_MAX);
 const PENDING_MAX: u32 = 128;
 /// Connections to one node; the oldest idle one goes first. Two are normal while both ends dial each other.
 const PER_NODE_MAX: usize = 4;
-/// The other end must say hello within this time of a handshake, and after [`MemberCommand::NetworkChanged`].
+/// The other end must say hello within this time of a handshake, and after [`MemberCommand::GreetAgain`].
 const HELLO: Duration = Duration::from_secs(10);
 const CHECK: Duration = Duration::from_secs(3);
 /// How long a connection that lost to a better one still serves what runs on it.
@@ -78,7 +78,7 @@ const LINGER: Duration = Duration::from_millis(50);
 pub(crate) enum MemberCommand {
     Request { node: Key, bytes: Vec<u8>, deadline: Instant, reply: oneshot::Sender<Result<peer::Response, CallError>> },
     Dial { node: Key, address: SocketAddr },
-    NetworkChanged,
+    GreetAgain,
 }
 
 #[derive(NetworkBehaviour)]
@@ -421,7 +421,7 @@ impl Run<'_> {
                     self.dial_by_hand(node, address, now);
                 }
             }
-            MemberCommand::NetworkChanged => {
+            MemberCommand::GreetAgain => {
                 let mut up = Vec::new();
                 for (node, peer) in &mut self.peers {
                     peer.forgive(now);
@@ -527,6 +527,7 @@ impl Run<'_> {
         let was_up = peer.connections.iter().any(|c| c.hello.is_some());
         let Some(connection) = peer.connections.iter_mut().find(|c| c.id == id) else { return };
         if connection.hello.replace(hello.clone()).is_some_and(|old| old.boot_nonce == hello.boot_nonce) {
+            self.m.outbox.push_back(ControlEvent::Greeted { node, time: hello.time });
             return;
         }
         let (address, transport) = (connection.remote, connection.transport);

@@ -80,6 +80,7 @@ pub(crate) enum Saw {
     Down { node: Key, reason: LinkDownReason },
     Request { from: Key, request: peer::Request },
     Door { from: Key, remote: IpAddr, request: Box<DoorRequest> },
+    Greeted { node: Key, time: UnixTime },
     Seen { node: Key, address: SocketAddr },
     Restarted,
 }
@@ -193,6 +194,7 @@ async fn pump(mut events: mpsc::Receiver<ControlEvent>, log: mpsc::Sender<Saw>, 
         let saw = match event {
             ControlEvent::LinkUp { node, address, transport, hello } => Saw::Up { node, address, transport, hello },
             ControlEvent::LinkDown { node, reason } => Saw::Down { node, reason },
+            ControlEvent::Greeted { node, time } => Saw::Greeted { node, time },
             ControlEvent::Seen { node, address } => Saw::Seen { node, address },
             ControlEvent::Restarted { .. } => Saw::Restarted,
             ControlEvent::Request { from, request, reply } => {

@@ -219,7 +219,9 @@ async fn stranger_is_refused_in_both_directions() {
     for node in [&mut a, &mut b, &mut stranger] {
         while let Ok(saw) = node.saw.try_recv() {
             let with_stranger = match &saw {
-                Saw::Up { node: peer, .. } | Saw::Down { node: peer, .. } => *peer == key(3) || node.key == key(3),
+                Saw::Up { node: peer, .. } | Saw::Down { node: peer, .. } | Saw::Greeted { node: peer, .. } => {
+                    *peer == key(3) || node.key == key(3)
+                }
                 Saw::Request { from, .. } => *from == key(3) || node.key == key(3),
                 Saw::Door { .. } | Saw::Seen { .. } | Saw::Restarted => false,
             };
@@ -442,7 +444,7 @@ async fn panic_in_the_swarm_is_reported_and_links_return() {
     a.wait_up(b.key).await;
     b.wait_up(a.key).await;
     armed.store(true, Ordering::SeqCst);
-    a.handle.network_changed().await;
+    a.handle.greet_again().await;
     assert_eq!(a.wait_down(b.key).await, LinkDownReason::Local);
     a.wait("restart", |s| matches!(s, Saw::Restarted).then_some(())).await;
     a.wait_up(b.key).await;
@@ -461,12 +463,15 @@ async fn network_change_checks_links_and_drops_dead_ones() {
     a.handle.set_wanted([b.key]);
     a.wait_up(b.key).await;
     b.wait_up(a.key).await;
-    a.handle.network_changed().await;
+    a.handle.greet_again().await;
+    let heard = |of| move |s: &Saw| matches!(s, Saw::Greeted { node, .. } if *node == of).then_some(());
+    a.wait("the other's time", heard(b.key)).await;
+    b.wait("the other's time", heard(a.key)).await;
     a.ask(b.key).await;
     // The way is gone, silently; another one is known by the time we notice.
     proxy.cut.store(true, Ordering::SeqCst);
     a.handle.dial(b.key, b.address()).await;
-    a.handle.network_changed().await;
+    a.handle.greet_again().await;
     assert!(matches!(a.wait_down(b.key).await, LinkDownReason::Closed(_)));
     a.wait_up(b.key).await;
     a.ask(b.key).await;

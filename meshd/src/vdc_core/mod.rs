@@ -32,7 +32,7 @@ use vdc::{Hash, InviteId, Key, Name, Signed, SigningKey, UnixTime};
 use vdc_api::ApiError;
 
 use crate::cache::{PATHS_FILE, Places, SEEN_FILE};
-use crate::clock::Clock;
+use crate::clock::{Clock, PeerClock};
 use crate::config::Config;
 use crate::data_plane::DataPlane;
 use crate::dns_hub::DnsHub;
@@ -123,7 +123,7 @@ struct LinkFacts {
     transport: meshd_control::Transport,
     since: Instant,
     version: String,
-    clock_offset_s: i64,
+    peer_clock: PeerClock,
 }
 
 /// What the core shares with the rest of the daemon.

@@ -33,7 +33,7 @@ impl Core {
                     },
                     since: link.since,
                     version: Some(link.version.clone()),
-                    clock_offset_s: Some(link.clock_offset_s),
+                    clock_offset_s: Some(link.peer_clock.offset_s()),
                 };
                 (*key, info)
             })
@@ -181,9 +181,10 @@ impl Core {
             );
         }
         for (key, link) in &self.links {
-            if link.clock_offset_s.unsigned_abs() > SKEW_MAX.as_secs() {
+            let offset_s = link.peer_clock.offset_s();
+            if offset_s.unsigned_abs() > SKEW_MAX.as_secs() {
                 let name = self.view.members.get(key).map_or_else(|| key.short(), |m| m.full_name());
-                let text = format!("the clock of {name} differs from this node's by {} s", link.clock_offset_s);
+                let text = format!("the clock of {name} differs from this node's by {offset_s} s");
                 add(ProblemCode::ClockSkew, Degraded, text, Some("set the clocks (NTP) on both"));
             }
         }

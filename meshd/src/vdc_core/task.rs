@@ -23,7 +23,7 @@ use vdc_api::{ApiError, ErrorCode, Severity};
 use super::effects::{FirewallState, Renewal, chain};
 use super::{COMMANDS_MAX, Command, Core, CoreHandle, LinkFacts, META_TIME, Secrets, Shared};
 use crate::cache::{Places, SEEN_FILE};
-use crate::clock::{Clock, system_time};
+use crate::clock::{Clock, PeerClock, StepWatch};
 use crate::data_plane::{DataEvent, DataPlane};
 use crate::entropy::random;
 use crate::error::storage;
@@ -188,6 +188,7 @@ async fn drive(
     let mut housekeeping = interval(HOUSEKEEPING);
     housekeeping.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut time_written = Instant::now();
+    let mut steps = StepWatch::new();
     core.refresh();
     core.open_door();
     core.publish_contact();
@@ -215,6 +216,9 @@ async fn drive(
                 core.publish_contact();
                 core.renew_due();
                 core.persist_caches();
+                if steps.stepped() {
+                    core.greet_again();
+                }
                 if time_written.elapsed() > TIME_PERSIST {
                     core.persist_time();
                     time_written = Instant::now();
@@ -252,10 +256,8 @@ impl Core {
         let now = Instant::now();
         match event {
             ControlEvent::LinkUp { node, address, transport, hello } => {
-                let offset = i64::try_from(hello.time.0).unwrap_or(i64::MAX)
-                    - i64::try_from(system_time().0).unwrap_or(i64::MAX);
-                let facts =
-                    LinkFacts { address, transport, since: now, version: hello.version, clock_offset_s: offset };
+                let peer_clock = PeerClock::new(hello.time);
+                let facts = LinkFacts { address, transport, since: now, version: hello.version, peer_clock };
                 self.links.insert(node, facts);
                 self.alone_since = None;
                 self.data.boot_nonce(node, hello.boot_nonce);
@@ -269,6 +271,11 @@ impl Core {
                 self.caches_dirty = true;
                 self.syncer.handle_link_up(node, now);
                 self.note_link(node, "control link up");
+            }
+            ControlEvent::Greeted { node, time } => {
+                if let Some(link) = self.links.get_mut(&node) {
+                    link.peer_clock = PeerClock::new(time);
+                }
             }
             ControlEvent::LinkDown { node, reason } => {
                 self.links.remove(&node);
@@ -349,14 +356,18 @@ impl Core {
                 tracing::info!(vdc = %self.alias, count = addresses.len(), "this host's addresses changed");
                 self.local_addresses = addresses;
                 self.observed.clear();
-                let control = self.control.clone();
-                self.spawn(async move {
-                    control.network_changed().await;
-                    Done::Nothing
-                });
+                self.greet_again();
                 self.publish_contact();
             }
         }
+    }
+
+    fn greet_again(&mut self) {
+        let control = self.control.clone();
+        self.spawn(async move {
+            control.greet_again().await;
+            Done::Nothing
+        });
     }
 
     fn handle_done(&mut self, done: Done) {
