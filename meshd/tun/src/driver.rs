@@ -371,8 +371,9 @@ impl OverlayThread {
     fn deadline(&self, now: Instant) -> Option<Instant> {
         let timers = self.vdcs.values().filter_map(|vdc| vdc.overlay.poll_timeout()).map(|(at, _)| at);
         let events = self.vdcs.values().any(|vdc| !vdc.waiting.is_empty()).then(|| now + EVENT_RETRY);
-        let active = self.vdcs.values().any(|vdc| vdc.overlay.tunnels().next().is_some());
-        let views = active.then(|| self.views_renewed + VIEW_INTERVAL);
+        // Also once the last tunnel has closed: it must not be shown for ever.
+        let shown = |vdc: &Vdc| !vdc.view.load().tunnels.is_empty() || vdc.overlay.tunnels().next().is_some();
+        let views = self.vdcs.values().any(shown).then(|| self.views_renewed + VIEW_INTERVAL);
         timers.chain(events).chain(views).min()
     }
 

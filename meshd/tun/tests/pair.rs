@@ -35,6 +35,14 @@ fn secret(vdc: u8, number: u8) -> [u8; 32] {
     [vdc ^ number; 32]
 }
 
+fn await_that(what: &str, mut is_so: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while !is_so() {
+        assert!(Instant::now() < deadline, "waited 5 s in vain: {what}");
+        std::thread::yield_now();
+    }
+}
+
 /// A host with one VDC and a running data plane.
 struct Node {
     vdc: u8,
@@ -149,15 +157,8 @@ impl Node {
 
     /// Waits until a counter reaches `least`.
     fn await_counter(&self, name: &str, least: u64) -> u64 {
-        let deadline = Instant::now() + Duration::from_secs(5);
-        loop {
-            let value = self.counter(name);
-            if value >= least {
-                return value;
-            }
-            assert!(Instant::now() < deadline, "{name} stays at {value}, wanted {least}");
-            std::thread::yield_now();
-        }
+        await_that(&format!("{name} of {least}"), || self.counter(name) >= least);
+        self.counter(name)
     }
 
     fn addresses(&self) -> Vec<IpAddr> {
@@ -333,6 +334,17 @@ fn pings_received(node: &Node) -> String {
     let output = node.host.command("nstat -asz Icmp6InEchos IcmpInEchos");
     assert!(output.status.success(), "{output:?} (Debian: iproute2)");
     String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+#[test]
+fn closed_tunnel_is_shown_no_more() {
+    let (a, mut b) = pair([wan(2), wan(1)], true);
+    assert!(a.reaches(b.addresses()[0]));
+    b.stop(); // no packet of the peer shall be what wakes the thread
+    let is_shown = || !a.running().handle.view().tunnels.is_empty();
+    await_that("the tunnel is shown", is_shown);
+    a.set_members(&[]);
+    await_that("nothing is shown", || !is_shown());
 }
 
 #[test]
