@@ -95,7 +95,7 @@ pub enum LinkDownReason {
     Closed(String),
     /// The node is no longer a member.
     Removed,
-    /// The node started anew; its new link is already up.
+    /// The node started anew, or the connection was found dead; a new link is already up.
     Replaced,
     /// Our own swarm is being rebuilt, or stops.
     Local,

@@ -52,6 +52,8 @@ const PER_NODE_MAX: usize = 4;
 /// The other end must say hello within this time of a handshake, and after [`MemberCommand::GreetAgain`].
 const HELLO: Duration = Duration::from_secs(10);
 const CHECK: Duration = Duration::from_secs(3);
+/// After this much of [`CHECK`] a node is dialled anew, beside the check.
+const DOUBT: Duration = Duration::from_millis(700);
 /// A peer that refused our hello has this long to say why: it may be that we were revoked.
 const LAST_WORD: Duration = Duration::from_millis(500);
 /// Dials of one node under way beside each other: what is new is tried at once, within reason.
@@ -300,9 +302,11 @@ struct Connection {
     since: Instant,
     /// Theirs; the connection is up once it is known.
     hello: Option<Hello>,
+    /// When it came last.
+    hello_at: Instant,
     rtt: Option<Duration>,
-    /// A hello is on its way to find out whether the connection still works.
-    doubted: bool,
+    /// Since when a hello has been on its way to find out whether the connection still works.
+    doubted: Option<Instant>,
     early: Vec<(peer::Request, oneshot::Sender<peer::Response>)>,
     retire_at: Option<Instant>,
 }
@@ -366,13 +370,25 @@ impl Peer {
         !self.connections.is_empty() || !self.dialling.is_empty() || self.resolving
     }
 
+    /// Whether no connection is there that is believed to work.
+    fn is_missed(&self) -> bool {
+        self.connections.iter().all(|c| c.doubted.is_some())
+    }
+
+    /// When to dial beside connections that are all doubted; once for each doubt.
+    fn despaired_at(&self) -> Option<Instant> {
+        let doubted_at = self.connections.iter().map(|c| c.doubted).collect::<Option<Vec<_>>>()?.into_iter().max()?;
+        let idle = self.dialling.is_empty() && !self.resolving && self.tried_at.is_none_or(|at| at < doubted_at);
+        idle.then_some(doubted_at + DOUBT)
+    }
+
     /// The connection to use: both ends come to the same one, unless one of them has doubts for a moment.
     fn best(&self, me: &Key, node: &Key) -> Option<&Connection> {
         let smaller_dialled = |c: &Connection| if me < node { c.dialled } else { !c.dialled };
         self.connections
             .iter()
             .filter(|c| c.hello.is_some())
-            .min_by_key(|c| (c.doubted, c.transport, !smaller_dialled(c), c.id))
+            .min_by_key(|c| (c.doubted.is_some(), c.transport, !smaller_dialled(c), c.id))
     }
 }
 
@@ -503,10 +519,12 @@ impl Run<'_> {
     /// Checks the connections of a node that were up, all but `fresh`, by a round trip: something speaks against them.
     /// Those that fail are closed, and the node is dialled anew.
     fn doubt(&mut self, node: Key, fresh: Option<ConnectionId>) {
+        let now = Instant::now();
         let Some(peer) = self.peers.get_mut(&node) else { return };
         let mut doubted = Vec::new();
-        for c in peer.connections.iter_mut().filter(|c| c.hello.is_some() && !c.doubted && Some(c.id) != fresh) {
-            c.doubted = true;
+        for c in peer.connections.iter_mut().filter(|c| c.hello.is_some() && c.doubted.is_none() && Some(c.id) != fresh)
+        {
+            c.doubted = Some(now);
             doubted.push((c.id, c.remote));
         }
         for (id, remote) in doubted {
@@ -517,10 +535,7 @@ impl Run<'_> {
     /// Dials a missed node at once although a dial of what was known before is still under way.
     fn dial_beside(&mut self, node: Key, now: Instant) {
         let beside = |peer: &Peer| {
-            peer.connections.is_empty()
-                && !peer.dialling.is_empty()
-                && peer.dialling.len() < DIALS_MAX
-                && !peer.resolving
+            peer.is_missed() && !peer.dialling.is_empty() && peer.dialling.len() < DIALS_MAX && !peer.resolving
         };
         if self.peers.get(&node).is_some_and(beside) {
             self.dial(node, now);
@@ -594,7 +609,7 @@ impl Run<'_> {
             Ok(peer::Response::Hello(hello)) => {
                 if let Some(c) = self.connection(&node, connection) {
                     c.rtt = Some(took);
-                    c.doubted = false;
+                    c.doubted = None;
                 }
                 self.on_hello(node, connection, hello);
                 self.settle(&node, Instant::now());
@@ -607,12 +622,36 @@ impl Run<'_> {
                 let Some(c) = self.connection(&node, connection) else { return };
                 tracing::debug!(?node, why, "no hello: the connection is closed");
                 if c.hello.is_some() {
-                    self.swarm.close_connection(connection);
+                    self.replace(node, connection);
                 } else {
                     c.retire_at = Some(Instant::now() + LAST_WORD);
                 }
             }
         }
+    }
+
+    /// Closes a dead connection. What was under way on it may be lost, so the link counts as new if there is another.
+    fn replace(&mut self, node: Key, dead: ConnectionId) {
+        self.swarm.close_connection(dead);
+        let Some(peer) = self.peers.get_mut(&node) else { return };
+        let me = self.m.node;
+        if !peer.best(&me, &node).is_some_and(|best| best.id != dead) {
+            return; // reported when it is closed
+        }
+        peer.connections.retain(|c| c.id != dead);
+        peer.end_by_hand(dead, &[]);
+        let next = peer.best(&me, &node).and_then(|c| {
+            // What time it is there by now.
+            let hello = c.hello.clone()?;
+            let time = hello.time.plus(c.hello_at.elapsed());
+            Some((c.remote, c.transport, Hello { time, ..hello }))
+        });
+        if let Some((address, transport, hello)) = next {
+            self.m.outbox.push_back(ControlEvent::LinkDown { node, reason: LinkDownReason::Replaced });
+            self.m.outbox.push_back(ControlEvent::LinkUp { node, address, transport, hello });
+        }
+        self.settle(&node, Instant::now());
+        self.publish();
     }
 
     fn connection(&mut self, node: &Key, id: ConnectionId) -> Option<&mut Connection> {
@@ -625,6 +664,7 @@ impl Run<'_> {
         let Some(peer) = self.peers.get_mut(&node) else { return };
         let was_up = peer.connections.iter().any(|c| c.hello.is_some());
         let Some(connection) = peer.connections.iter_mut().find(|c| c.id == id) else { return };
+        connection.hello_at = now;
         if connection.hello.replace(hello.clone()).is_some_and(|old| old.boot_nonce == hello.boot_nonce) {
             self.m.outbox.push_back(ControlEvent::Greeted { node, time: hello.time });
             return;
@@ -635,10 +675,16 @@ impl Run<'_> {
         let early = std::mem::take(&mut connection.early);
         peer.backoff.reset(now);
         peer.attempts.clear();
-        // Connections to what the node was before it started anew are dead, whether we were told or not.
-        let stale = |c: &Connection| c.hello.as_ref().is_some_and(|h| h.boot_nonce != hello.boot_nonce);
+        // Connections to what the node was before it started anew are dead, whether we were told or not; and so are those
+        // that left a check unanswered until this one was dialled beside them.
+        let unanswered = |c: &Connection| c.id != id && c.doubted.is_some_and(|at| at + DOUBT <= now);
+        let stale =
+            |c: &Connection| unanswered(c) || c.hello.as_ref().is_some_and(|h| h.boot_nonce != hello.boot_nonce);
         let dead: Vec<ConnectionId> = peer.connections.iter().filter(|c| stale(c)).map(|c| c.id).collect();
         peer.connections.retain(|c| !stale(c));
+        for dead in &dead {
+            peer.end_by_hand(*dead, &[]);
+        }
         let waiting = std::mem::take(&mut peer.waiting);
         for dead in &dead {
             self.swarm.close_connection(*dead);
@@ -805,8 +851,9 @@ impl Run<'_> {
             remote,
             since: now,
             hello: None,
+            hello_at: now,
             rtt: None,
-            doubted: false,
+            doubted: None,
             early: Vec::new(),
             retire_at: None,
         });
@@ -872,7 +919,7 @@ impl Run<'_> {
         let Some(peer) = self.peers.get_mut(&node) else { return };
         peer.resolving = false;
         peer.attempts.extend(failed);
-        if peer.connections.is_empty() {
+        if peer.is_missed() {
             self.dial_addresses(node, &addresses);
         }
         self.end_dial(node, Instant::now());
@@ -943,6 +990,9 @@ impl Run<'_> {
                     self.swarm.close_connection(connection.id);
                 }
             }
+            if peer.despaired_at().is_some_and(|at| at <= now) {
+                dial.push(*node);
+            }
             if peer.is_busy() {
                 continue;
             }
@@ -974,7 +1024,7 @@ impl Run<'_> {
                     (false, true) => Some(peer.backoff.retry_at),
                     (false, false) => peer.tried_at.map(|at| at + FRESH_FAILURE),
                 };
-                [retire, next, peer.waiting.iter().map(|w| w.deadline).min()]
+                [retire, next, peer.despaired_at(), peer.waiting.iter().map(|w| w.deadline).min()]
             })
             .flatten()
             .min()
