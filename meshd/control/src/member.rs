@@ -635,7 +635,7 @@ impl Run<'_> {
         self.swarm.close_connection(dead);
         let Some(peer) = self.peers.get_mut(&node) else { return };
         let me = self.m.node;
-        if !peer.best(&me, &node).is_some_and(|best| best.id != dead) {
+        if !peer.connections.iter().any(|c| c.id != dead && c.hello.is_some()) {
             return; // reported when it is closed
         }
         peer.connections.retain(|c| c.id != dead);
