@@ -13,6 +13,7 @@ use vdc_api::{self as api, ApiError, ErrorCode};
 use crate::clock::system_time;
 use crate::entropy::random;
 use crate::error::{storage, with_causes};
+use crate::vdc_core::META_INVITE;
 
 /// How long dialling all addresses of the invite may take.
 const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
@@ -128,7 +129,8 @@ pub(crate) fn admit<'a>(
                     .caused_by(&error)
             })?;
             let put_records = joined.roster.records().iter().map(|r| (r.hash(), r.encode())).collect();
-            let changes = Changes { put_records, ..Changes::default() };
+            let put_meta = vec![(META_INVITE, invite.id.0.to_vec())];
+            let changes = Changes { put_records, put_meta, ..Changes::default() };
             let mut store = dir.open_store().map_err(|error| storage(&error))?;
             store.commit(&changes).map_err(|error| storage(&error))?;
             drop(store);

@@ -5,6 +5,8 @@ mod clock;
 #[cfg(test)]
 mod daemon;
 #[cfg(test)]
+mod links;
+#[cfg(test)]
 mod outages;
 #[cfg(test)]
 mod packets;

@@ -51,6 +51,40 @@ fn bad_tokens_are_told_apart() -> Result<()> {
     })
 }
 
+#[test]
+fn member_with_another_token_is_told_that_it_is_one_already() -> Result<()> {
+    in_lab(|lab| {
+        let lan = site(lab, "paris")?;
+        let paris = Node::start(lan.host("paris1")?, "")?;
+        let (one, two) = (Node::start(lan.host("one")?, "")?, Node::start(lan.host("two")?, "")?);
+        paris.create("acme", "paris")?;
+        let (first, second) = (paris.invite("paris")?, paris.invite("paris")?);
+        one.join(&first)?;
+        two.join(&second)?;
+        // Spent by somebody else, or not at all.
+        let already = ["is a member of the VDC already", "hint:"];
+        let fresh = paris.invite("paris")?;
+        for token in [&second, &fresh] {
+            let (code, text) = one.refused(&["join", token])?;
+            ensure!(code != 0 && already.iter().all(|part| text.contains(part)), "{text}");
+            let (_, text) = one.refused(&["join", token, "--as", "another"])?;
+            ensure!(text.contains(already[0]), "{text}");
+        }
+        let (_, text) = paris.refused(&["join", &fresh])?;
+        ensure!(text.contains("founded"), "{text}");
+        // By its own token it is what it was, whatever name it gives.
+        for words in [vec!["join", first.as_str()], vec!["join", first.as_str(), "--as", "another"]] {
+            let again = one.run(&words)?;
+            ensure!(again.is_ok(), "{}", again.stderr);
+        }
+        ensure!(one.ctl(&["vdc", "list"])?["vdcs"].as_array().is_some_and(|vdcs| vdcs.len() == 1));
+        // The unused token was left unused.
+        let late = Node::start(lan.host("late")?, "")?;
+        late.join(&fresh)?;
+        late.wait_for(&paris)
+    })
+}
+
 fn flip(token: &str) -> String {
     let middle = token.len() / 2;
     let other = if token.as_bytes()[middle] == b'A' { 'B' } else { 'A' };

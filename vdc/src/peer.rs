@@ -4,6 +4,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
+use minicbor::bytes::ByteVec;
 use minicbor::{Decode, Encode};
 
 use crate::codec::{self, DecodeError};
@@ -28,6 +29,10 @@ pub enum Request {
     /// "Here is where my data-plane socket can be tried; where is yours?"
     #[n(2)]
     Endpoints(#[n(0)] Endpoints),
+    /// "You were revoked": the encoded tombstone of the receiver, who believes it by its own records or not at all. The
+    /// last thing that a revoked node hears, and the only one.
+    #[n(3)]
+    Revoked(#[n(0)] ByteVec),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]

@@ -72,6 +72,14 @@ pub struct RequestError {
     pub cause: CallError,
 }
 
+impl RequestError {
+    /// Whether the link went away under the request: over another link it may well be answered.
+    #[must_use]
+    pub fn is_link_lost(&self) -> bool {
+        matches!(self.cause, CallError::LinkLost | CallError::Broken(_))
+    }
+}
+
 /// Why a request had no answer.
 #[derive(Debug, thiserror::Error)]
 pub enum CallError {

@@ -4,7 +4,7 @@
 //! writing there. It differs from libp2p's own request-response in what this room needs: the caller chooses the
 //! connection, each request has its own deadline, the bytes held are budgeted, and keeping a connection is explicit.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::convert::Infallible;
 use std::fmt;
 use std::io;
@@ -112,6 +112,8 @@ pub(crate) enum Event<P: Protocol> {
 #[derive(Debug)]
 pub(crate) struct Exchange<P: Protocol> {
     gate: Gate,
+    /// Revoked nodes that may come in to be told so; nothing that they say is read.
+    revoked: Arc<BTreeMap<Key, Vec<u8>>>,
     /// Nodes whose dialled connections stay open while idle.
     keep: Arc<BTreeSet<Key>>,
     requests: ReadBudget,
@@ -123,6 +125,7 @@ impl<P: Protocol> Exchange<P> {
     pub(crate) fn new(gate: Gate, budget_bytes: usize) -> Self {
         Self {
             gate,
+            revoked: Arc::default(),
             keep: Arc::default(),
             requests: ReadBudget::new(budget_bytes),
             responses: ReadBudget::new(budget_bytes),
@@ -135,6 +138,11 @@ impl<P: Protocol> Exchange<P> {
         if let Gate::Members(current, _) = &mut self.gate {
             *current = members;
         }
+    }
+
+    /// Replaces the revoked nodes that are to be told.
+    pub(crate) fn set_revoked(&mut self, revoked: Arc<BTreeMap<Key, Vec<u8>>>) {
+        self.revoked = revoked;
     }
 
     /// Replaces the nodes whose dialled connections stay open; tells the handlers of `connections` what changed.
@@ -206,6 +214,7 @@ impl<P: Protocol> NetworkBehaviour for Exchange<P> {
         match &self.gate {
             // The end that dialled decides how long the link lives.
             Gate::Members(members, _) if members.contains(&node) => Ok(self.handler(true, true)),
+            Gate::Members(..) if self.revoked.contains_key(&node) => Ok(self.handler(false, false)),
             Gate::Members(..) => Err(ConnectionDenied::new(Refused::NotMember)),
             Gate::Door(_) => Ok(self.handler(true, false)),
             Gate::Registrars(_) => Err(ConnectionDenied::new(Refused::Direction)),

@@ -25,6 +25,8 @@ use crate::member::MemberCommand;
 pub const EVENTS_MAX: usize = 256;
 /// Requests of ours that may be under way at a time; more are refused as [`CallError::Busy`].
 pub const REQUESTS_MAX: usize = 256;
+/// A request without an answer for this long has its link checked: many round trips, and less than anybody waits.
+const UNANSWERED: Duration = Duration::from_millis(1_500);
 /// Commands that wait for a swarm; callers wait when it is full.
 pub(crate) const COMMANDS_MAX: usize = 64;
 
@@ -93,7 +95,7 @@ pub enum LinkDownReason {
     Closed(String),
     /// The node is no longer a member.
     Removed,
-    /// The node started anew; its new link is already up.
+    /// The node started anew, or the connection was found dead; a new link is already up.
     Replaced,
     /// Our own swarm is being rebuilt, or stops.
     Local,
@@ -206,6 +208,8 @@ pub(crate) struct Inputs {
     pub(crate) members: Arc<BTreeSet<Key>>,
     pub(crate) contacts: Arc<BTreeMap<Key, Vec<ContactAddress>>>,
     pub(crate) wanted: Arc<BTreeSet<Key>>,
+    /// Encoded tombstones of revoked nodes.
+    pub(crate) revoked: Arc<BTreeMap<Key, Vec<u8>>>,
 }
 
 /// Talks to the control task; cheap to clone.
@@ -228,6 +232,12 @@ impl ControlHandle {
     /// Replaces the set of nodes that may have links. Links of nodes that left it are closed at once.
     pub fn set_members(&self, members: Arc<BTreeSet<Key>>) {
         self.inputs.send_modify(|inputs| inputs.members = members);
+    }
+
+    /// Replaces the encoded tombstones of revoked nodes: what such a node is told, and nothing else, before its link is cut
+    /// or when it comes back. To be set before [`Self::set_members`] takes the node out.
+    pub fn set_revoked(&self, revoked: Arc<BTreeMap<Key, Vec<u8>>>) {
+        self.inputs.send_modify(|inputs| inputs.revoked = revoked);
     }
 
     /// Replaces what contact records say about where members listen.
@@ -263,20 +273,55 @@ impl ControlHandle {
         if bytes.len() > peer::MESSAGE_BYTES_MAX {
             return Err(CallError::TooLong { length: bytes.len(), length_max: peer::MESSAGE_BYTES_MAX });
         }
-        let (reply, answer) = oneshot::channel();
+        let (reply, mut answer) = oneshot::channel();
         let command = MemberCommand::Request { node, bytes, deadline, reply };
         match timeout_at(deadline, self.members.send(command)).await {
             Err(_) => return Err(CallError::Deadline),
             Ok(Err(_)) => return Err(CallError::Stopped),
             Ok(Ok(())) => {}
         }
-        match timeout_at(deadline, answer).await {
+        let patience = deadline.min(Instant::now() + UNANSWERED);
+        let answered = match timeout_at(patience, &mut answer).await {
+            Ok(answered) => Ok(answered),
+            Err(_) => {
+                // A full queue or a stopped task: the answer or the deadline says so.
+                let _ = self.members.try_send(MemberCommand::Doubt { node });
+                timeout_at(deadline, answer).await
+            }
+        };
+        match answered {
             Err(_) => Err(CallError::Deadline),
             // Whoever gives up at the deadline may be a moment earlier than this timer.
             Ok(Err(_)) if Instant::now() >= deadline => Err(CallError::Deadline),
             Ok(Err(_)) => Err(CallError::LinkLost),
             Ok(Ok(result)) => result,
         }
+    }
+
+    /// Links to `node` at `address`, at once and beside whatever else is being tried. Links that are up already are
+    /// checked by a round trip meanwhile, and closed if it fails. With `there` only a link at this very address counts,
+    /// otherwise any to the node that has just answered.
+    ///
+    /// # Errors
+    /// [`RequestError`] if there is no such link within `deadline`, or sooner if there cannot be one.
+    pub async fn connect(
+        &self,
+        node: Key,
+        address: SocketAddr,
+        there: bool,
+        deadline: Duration,
+    ) -> Result<LinkView, RequestError> {
+        let (reply, answer) = oneshot::channel();
+        let command = MemberCommand::Connect { node, address, there, reply };
+        let result = match self.members.send(command).await {
+            Err(_) => Err(CallError::Stopped),
+            Ok(()) => match timeout_at(Instant::now() + deadline, answer).await {
+                Err(_) => Err(CallError::Deadline),
+                Ok(Err(_)) => Err(CallError::LinkLost),
+                Ok(Ok(result)) => result,
+            },
+        };
+        result.map_err(|cause| RequestError { node, cause })
     }
 
     /// Adds an address at which `node` may be found, and tries it at once unless there is a link.

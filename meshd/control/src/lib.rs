@@ -10,7 +10,8 @@
 //!
 //! Invariants:
 //! - Two swarms share nothing but the identity: the *member* swarm lets nobody but current members past the
-//!   handshake, and a node that leaves the set loses its connections at once; the *door* speaks to anybody, and only
+//!   handshake, and a node that leaves the set loses its connections at once, and a revoked one is
+//!   told so on a connection of which nothing is read; the *door* speaks to anybody, and only
 //!   `/meshd/door/1`.
 //! - An idle link costs at most one packet per 20 s, both directions counted (`transport.rs` has the arithmetic).
 //! - Every queue, message and connection count is bounded. At the limits a member swarm holds 16 MiB of requests, 16 MiB

@@ -5,6 +5,9 @@
 //! connections alike (QUIC first, then the one dialled by the smaller key, then the older) and each closes its own that
 //! lost, after a pause in which running exchanges end.
 
+mod by_hand;
+mod farewell;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::hash::{BuildHasher as _, RandomState};
 use std::net::{IpAddr, SocketAddr};
@@ -49,6 +52,12 @@ const PER_NODE_MAX: usize = 4;
 /// The other end must say hello within this time of a handshake, and after [`MemberCommand::GreetAgain`].
 const HELLO: Duration = Duration::from_secs(10);
 const CHECK: Duration = Duration::from_secs(3);
+/// After this much of [`CHECK`] a node is dialled anew, beside the check.
+const DOUBT: Duration = Duration::from_millis(700);
+/// A peer that refused our hello has this long to say why: it may be that we were revoked.
+const LAST_WORD: Duration = Duration::from_millis(500);
+/// Dials of one node under way beside each other: what is new is tried at once, within reason.
+const DIALS_MAX: usize = 4;
 /// How long a connection that lost to a better one still serves what runs on it.
 const RETIRE: Duration = Duration::from_secs(5);
 /// An on-demand request does not dial again what failed this short a time ago.
@@ -76,8 +85,26 @@ const LINGER: Duration = Duration::from_millis(50);
 /// What the handle asks of the member swarm.
 #[derive(Debug)]
 pub(crate) enum MemberCommand {
-    Request { node: Key, bytes: Vec<u8>, deadline: Instant, reply: oneshot::Sender<Result<peer::Response, CallError>> },
-    Dial { node: Key, address: SocketAddr },
+    Request {
+        node: Key,
+        bytes: Vec<u8>,
+        deadline: Instant,
+        reply: oneshot::Sender<Result<peer::Response, CallError>>,
+    },
+    Dial {
+        node: Key,
+        address: SocketAddr,
+    },
+    Connect {
+        node: Key,
+        address: SocketAddr,
+        there: bool,
+        reply: by_hand::Reply,
+    },
+    /// A request of ours has had no answer for some time.
+    Doubt {
+        node: Key,
+    },
     GreetAgain,
 }
 
@@ -205,6 +232,7 @@ impl Member {
             probes: FuturesUnordered::new(),
             resolving: FuturesUnordered::new(),
             resolvers: Arc::new(Semaphore::new(RESOLVING_MAX)),
+            farewells: farewell::Farewells::default(),
             facts: Inputs::default(),
             listening: BTreeSet::new(),
             m: self,
@@ -238,6 +266,7 @@ impl Member {
                 },
                 Some(probe) = run.probes.next(), if !run.probes.is_empty() => run.on_probe(probe),
                 Some(resolved) = run.resolving.next(), if !run.resolving.is_empty() => run.on_resolved(resolved),
+                Some(told) = run.farewells.next(), if !run.farewells.is_empty() => run.on_farewell(told),
                 event = run.swarm.select_next_some(), if run.m.outbox.len() < OUTBOX_MAX => {
                     if let Some(end) = run.on_swarm(event) {
                         return end;
@@ -273,9 +302,28 @@ struct Connection {
     since: Instant,
     /// Theirs; the connection is up once it is known.
     hello: Option<Hello>,
+    /// When it came last.
+    hello_at: Instant,
     rtt: Option<Duration>,
+    /// Since when a hello has been on its way to find out whether the connection still works.
+    doubted: Option<Instant>,
     early: Vec<(peer::Request, oneshot::Sender<peer::Response>)>,
     retire_at: Option<Instant>,
+}
+
+impl Connection {
+    /// None before the hello.
+    fn view(&self, node: &Key) -> Option<LinkView> {
+        Some(LinkView {
+            node: *node,
+            address: self.remote,
+            transport: self.transport,
+            dialled: self.dialled,
+            since: self.since,
+            rtt: self.rtt,
+            version: self.hello.as_ref()?.version.clone(),
+        })
+    }
 }
 
 /// A request that waits for a link.
@@ -295,6 +343,7 @@ struct Peer {
     tried_at: Option<Instant>,
     backoff: Backoff,
     waiting: Vec<Waiting>,
+    by_hand: Vec<by_hand::Wanted>,
 }
 
 impl Peer {
@@ -307,6 +356,7 @@ impl Peer {
             tried_at: None,
             backoff: Backoff::new(now),
             waiting: Vec::new(),
+            by_hand: Vec::new(),
         }
     }
 
@@ -320,10 +370,25 @@ impl Peer {
         !self.connections.is_empty() || !self.dialling.is_empty() || self.resolving
     }
 
-    /// The connection to use: both ends come to the same one.
+    /// Whether no connection is there that is believed to work.
+    fn is_missed(&self) -> bool {
+        self.connections.iter().all(|c| c.doubted.is_some())
+    }
+
+    /// When to dial beside connections that are all doubted; once for each doubt.
+    fn despaired_at(&self) -> Option<Instant> {
+        let doubted_at = self.connections.iter().map(|c| c.doubted).collect::<Option<Vec<_>>>()?.into_iter().max()?;
+        let idle = self.dialling.is_empty() && !self.resolving && self.tried_at.is_none_or(|at| at < doubted_at);
+        idle.then_some(doubted_at + DOUBT)
+    }
+
+    /// The connection to use: both ends come to the same one, unless one of them has doubts for a moment.
     fn best(&self, me: &Key, node: &Key) -> Option<&Connection> {
         let smaller_dialled = |c: &Connection| if me < node { c.dialled } else { !c.dialled };
-        self.connections.iter().filter(|c| c.hello.is_some()).min_by_key(|c| (c.transport, !smaller_dialled(c), c.id))
+        self.connections
+            .iter()
+            .filter(|c| c.hello.is_some())
+            .min_by_key(|c| (c.doubted.is_some(), c.transport, !smaller_dialled(c), c.id))
     }
 }
 
@@ -351,6 +416,7 @@ struct Run<'a> {
     probes: FuturesUnordered<BoxFuture<'static, Probe>>,
     resolving: FuturesUnordered<BoxFuture<'static, Resolved>>,
     resolvers: Arc<Semaphore>,
+    farewells: farewell::Farewells,
     facts: Inputs,
     listening: BTreeSet<SocketAddr>,
 }
@@ -360,6 +426,7 @@ impl Run<'_> {
         let new = self.m.inputs.borrow_and_update().clone();
         let old = std::mem::replace(&mut self.facts, new);
         let now = Instant::now();
+        self.swarm.behaviour_mut().exchange.set_revoked(Arc::clone(&self.facts.revoked));
         if !Arc::ptr_eq(&old.members, &self.facts.members) {
             self.swarm.behaviour_mut().exchange.set_members(Arc::clone(&self.facts.members));
             self.m.book.retain(&self.facts.members);
@@ -369,10 +436,15 @@ impl Run<'_> {
             }
         }
         if !Arc::ptr_eq(&old.contacts, &self.facts.contacts) {
+            let mut news = Vec::new();
             for (node, peer) in &mut self.peers {
                 if old.contacts.get(node) != self.facts.contacts.get(node) {
                     peer.forgive(now);
+                    news.push(*node);
                 }
+            }
+            for node in news {
+                self.dial_beside(node, now);
             }
         }
         let keep: BTreeSet<Key> = self.facts.wanted.intersection(&self.facts.members).copied().collect();
@@ -391,11 +463,17 @@ impl Run<'_> {
 
     /// Ends everything with a node that is no longer a member.
     fn remove(&mut self, node: Key) {
-        let Some(peer) = self.peers.remove(&node) else { return };
-        for waiting in peer.waiting {
+        let Some(mut peer) = self.peers.remove(&node) else { return };
+        for waiting in std::mem::take(&mut peer.waiting) {
             let _ = waiting.reply.send(Err(CallError::NotMember));
         }
-        if let Some(id) = key::peer_id(&node) {
+        let told = peer.best(&self.m.node, &node).map(|best| best.id).filter(|id| self.say_farewell(node, *id));
+        if told.is_some() {
+            // That one is closed when the node has taken it. Dials under way end at the gate.
+            for connection in peer.connections.iter().filter(|c| Some(c.id) != told) {
+                self.swarm.close_connection(connection.id);
+            }
+        } else if let Some(id) = key::peer_id(&node) {
             // Err means that no connection was established; dials under way are aborted in both cases.
             let _ = self.swarm.disconnect_peer_id(id);
         }
@@ -421,16 +499,46 @@ impl Run<'_> {
                     self.dial_by_hand(node, address, now);
                 }
             }
+            MemberCommand::Connect { node, address, there, reply } => {
+                self.connect_by_hand(node, address, there, reply, now);
+            }
+            MemberCommand::Doubt { node } => {
+                self.doubt(node, None);
+            }
             MemberCommand::GreetAgain => {
-                let mut up = Vec::new();
-                for (node, peer) in &mut self.peers {
-                    peer.forgive(now);
-                    up.extend(peer.connections.iter().filter(|c| c.hello.is_some()).map(|c| (*node, c.id, c.remote)));
-                }
-                for (node, id, remote) in up {
-                    self.probe(node, id, remote.ip(), CHECK);
+                let nodes: Vec<Key> = self.peers.keys().copied().collect();
+                for node in nodes {
+                    self.hurry(&node, now);
+                    self.doubt(node, None);
+                    self.dial_beside(node, now);
                 }
             }
+        }
+    }
+
+    /// Checks the connections of a node that were up, all but `fresh`, by a round trip: something speaks against them.
+    /// Those that fail are closed, and the node is dialled anew.
+    fn doubt(&mut self, node: Key, fresh: Option<ConnectionId>) {
+        let now = Instant::now();
+        let Some(peer) = self.peers.get_mut(&node) else { return };
+        let mut doubted = Vec::new();
+        for c in peer.connections.iter_mut().filter(|c| c.hello.is_some() && c.doubted.is_none() && Some(c.id) != fresh)
+        {
+            c.doubted = Some(now);
+            doubted.push((c.id, c.remote));
+        }
+        for (id, remote) in doubted {
+            self.probe(node, id, remote.ip(), CHECK);
+        }
+    }
+
+    /// Dials a missed node at once although a dial of what was known before is still under way.
+    fn dial_beside(&mut self, node: Key, now: Instant) {
+        let beside = |peer: &Peer| {
+            peer.is_missed() && !peer.dialling.is_empty() && peer.dialling.len() < DIALS_MAX && !peer.resolving
+        };
+        if self.peers.get(&node).is_some_and(beside) {
+            self.dial(node, now);
         }
     }
 
@@ -501,19 +609,49 @@ impl Run<'_> {
             Ok(peer::Response::Hello(hello)) => {
                 if let Some(c) = self.connection(&node, connection) {
                     c.rtt = Some(took);
+                    c.doubted = None;
                 }
                 self.on_hello(node, connection, hello);
+                self.settle(&node, Instant::now());
                 self.publish();
+                self.answer_by_hand(&node, connection);
             }
             Ok(_) | Err(_) => {
                 let why =
                     result.err().map_or_else(|| "hello was answered by something else".to_owned(), |e| e.to_string());
-                if self.connection(&node, connection).is_some() {
-                    tracing::debug!(?node, why, "no hello: the connection is closed");
-                    self.swarm.close_connection(connection);
+                let Some(c) = self.connection(&node, connection) else { return };
+                tracing::debug!(?node, why, "no hello: the connection is closed");
+                if c.hello.is_some() {
+                    self.replace(node, connection);
+                } else {
+                    c.retire_at = Some(Instant::now() + LAST_WORD);
                 }
             }
         }
+    }
+
+    /// Closes a dead connection. What was under way on it may be lost, so the link counts as new if there is another.
+    fn replace(&mut self, node: Key, dead: ConnectionId) {
+        self.swarm.close_connection(dead);
+        let Some(peer) = self.peers.get_mut(&node) else { return };
+        let me = self.m.node;
+        if !peer.connections.iter().any(|c| c.id != dead && c.hello.is_some()) {
+            return; // reported when it is closed
+        }
+        peer.connections.retain(|c| c.id != dead);
+        peer.end_by_hand(dead, &[]);
+        let next = peer.best(&me, &node).and_then(|c| {
+            // What time it is there by now.
+            let hello = c.hello.clone()?;
+            let time = hello.time.plus(c.hello_at.elapsed());
+            Some((c.remote, c.transport, Hello { time, ..hello }))
+        });
+        if let Some((address, transport, hello)) = next {
+            self.m.outbox.push_back(ControlEvent::LinkDown { node, reason: LinkDownReason::Replaced });
+            self.m.outbox.push_back(ControlEvent::LinkUp { node, address, transport, hello });
+        }
+        self.settle(&node, Instant::now());
+        self.publish();
     }
 
     fn connection(&mut self, node: &Key, id: ConnectionId) -> Option<&mut Connection> {
@@ -526,6 +664,7 @@ impl Run<'_> {
         let Some(peer) = self.peers.get_mut(&node) else { return };
         let was_up = peer.connections.iter().any(|c| c.hello.is_some());
         let Some(connection) = peer.connections.iter_mut().find(|c| c.id == id) else { return };
+        connection.hello_at = now;
         if connection.hello.replace(hello.clone()).is_some_and(|old| old.boot_nonce == hello.boot_nonce) {
             self.m.outbox.push_back(ControlEvent::Greeted { node, time: hello.time });
             return;
@@ -536,10 +675,16 @@ impl Run<'_> {
         let early = std::mem::take(&mut connection.early);
         peer.backoff.reset(now);
         peer.attempts.clear();
-        // Connections to what the node was before it started anew are dead, whether we were told or not.
-        let stale = |c: &Connection| c.hello.as_ref().is_some_and(|h| h.boot_nonce != hello.boot_nonce);
+        // Connections to what the node was before it started anew are dead, whether we were told or not; and so are those
+        // that left a check unanswered until this one was dialled beside them.
+        let unanswered = |c: &Connection| c.id != id && c.doubted.is_some_and(|at| at + DOUBT <= now);
+        let stale =
+            |c: &Connection| unanswered(c) || c.hello.as_ref().is_some_and(|h| h.boot_nonce != hello.boot_nonce);
         let dead: Vec<ConnectionId> = peer.connections.iter().filter(|c| stale(c)).map(|c| c.id).collect();
         peer.connections.retain(|c| !stale(c));
+        for dead in &dead {
+            peer.end_by_hand(*dead, &[]);
+        }
         let waiting = std::mem::take(&mut peer.waiting);
         for dead in &dead {
             self.swarm.close_connection(*dead);
@@ -550,6 +695,8 @@ impl Run<'_> {
         if !was_up || !dead.is_empty() {
             self.m.outbox.push_back(ControlEvent::LinkUp { node, address, transport, hello });
         }
+        // A node that comes in anew while it is linked may have lost its old address, and the old connection with it.
+        self.doubt(node, Some(id));
         if is_listening && self.m.book.saw(node, address) {
             self.m.outbox.push_back(ControlEvent::Seen { node, address });
         }
@@ -648,6 +795,10 @@ impl Run<'_> {
                 let _ = reply.send(peer::Response::Hello(Hello { observed, ..(self.m.hello)() }));
                 self.on_hello(node, connection, hello);
             }
+            // Whoever says this has not greeted, and will not.
+            exchange::Event::Request { node, request: request @ peer::Request::Revoked(_), reply, .. } => {
+                self.deliver(node, request, reply);
+            }
             exchange::Event::Request { node, connection, request, reply } => {
                 let Some(c) = self.connection(&node, connection) else { return };
                 if c.hello.is_some() {
@@ -685,9 +836,12 @@ impl Run<'_> {
         let now = Instant::now();
         let remote = key::socket_address(endpoint.get_remote_address());
         let Some((remote, transport)) = remote.filter(|_| self.facts.members.contains(&node)) else {
-            self.swarm.close_connection(id);
+            if !self.say_farewell(node, id) {
+                self.swarm.close_connection(id);
+            }
             return;
         };
+        self.follow_by_hand(&node, id);
         let peer = self.peers.entry(node).or_insert_with(|| Peer::new(now));
         peer.dialling.remove(&id);
         peer.connections.push(Connection {
@@ -697,7 +851,9 @@ impl Run<'_> {
             remote,
             since: now,
             hello: None,
+            hello_at: now,
             rtt: None,
+            doubted: None,
             early: Vec::new(),
             retire_at: None,
         });
@@ -716,6 +872,10 @@ impl Run<'_> {
         let Some(peer) = self.peers.get_mut(&node) else { return };
         let Some(at) = peer.connections.iter().position(|c| c.id == id) else { return };
         let closed = peer.connections.remove(at);
+        peer.end_by_hand(
+            id,
+            &[Attempt { address: closed.remote.to_string(), transport: Some(closed.transport), why: why.clone() }],
+        );
         let still_up = peer.connections.iter().any(|c| c.hello.is_some());
         if closed.hello.is_none() {
             let why = format!("the connection ended before its hello ({why})");
@@ -759,31 +919,37 @@ impl Run<'_> {
         let Some(peer) = self.peers.get_mut(&node) else { return };
         peer.resolving = false;
         peer.attempts.extend(failed);
-        if peer.connections.is_empty() {
+        if peer.is_missed() {
             self.dial_addresses(node, &addresses);
         }
         self.end_dial(node, Instant::now());
     }
 
-    fn dial_addresses(&mut self, node: Key, addresses: &[SocketAddr]) {
-        let Some((peer, id)) = self.peers.get_mut(&node).zip(key::peer_id(&node)) else { return };
+    fn dial_addresses(&mut self, node: Key, addresses: &[SocketAddr]) -> Option<ConnectionId> {
+        let (peer, id) = self.peers.get_mut(&node).zip(key::peer_id(&node))?;
         if addresses.is_empty() {
-            return;
+            return None;
         }
         let options = dial_options(id, addresses);
         let connection = options.connection_id();
         match self.swarm.dial(options) {
             Ok(()) => {
                 peer.dialling.insert(connection);
+                Some(connection)
             }
-            Err(error) => peer.attempts.extend(explain(&error)),
+            Err(error) => {
+                peer.attempts.extend(explain(&error));
+                None
+            }
         }
     }
 
     fn on_dial_failed(&mut self, node: Key, connection: ConnectionId, error: &DialError) {
         let Some(peer) = self.peers.get_mut(&node) else { return };
         peer.dialling.remove(&connection);
-        peer.attempts.extend(explain(error));
+        let attempts = explain(error);
+        peer.end_by_hand(connection, &attempts);
+        peer.attempts.extend(attempts);
         self.end_dial(node, Instant::now());
     }
 
@@ -804,7 +970,9 @@ impl Run<'_> {
 
     /// Forgets a node with which nothing is going on, unless a fresh failure is to be remembered.
     fn prune(&mut self, node: &Key) {
-        let idle = |peer: &Peer| !peer.is_busy() && peer.waiting.is_empty() && peer.attempts.is_empty();
+        let idle = |peer: &Peer| {
+            !peer.is_busy() && peer.by_hand.is_empty() && peer.waiting.is_empty() && peer.attempts.is_empty()
+        };
         if !self.facts.wanted.contains(node) && self.peers.get(node).is_some_and(idle) {
             self.peers.remove(node);
         }
@@ -821,6 +989,9 @@ impl Run<'_> {
                     connection.retire_at = None;
                     self.swarm.close_connection(connection.id);
                 }
+            }
+            if peer.despaired_at().is_some_and(|at| at <= now) {
+                dial.push(*node);
             }
             if peer.is_busy() {
                 continue;
@@ -853,7 +1024,7 @@ impl Run<'_> {
                     (false, true) => Some(peer.backoff.retry_at),
                     (false, false) => peer.tried_at.map(|at| at + FRESH_FAILURE),
                 };
-                [retire, next, peer.waiting.iter().map(|w| w.deadline).min()]
+                [retire, next, peer.despaired_at(), peer.waiting.iter().map(|w| w.deadline).min()]
             })
             .flatten()
             .min()
@@ -861,19 +1032,7 @@ impl Run<'_> {
 
     fn publish(&mut self) {
         let me = self.m.node;
-        let view = |(node, peer): (&Key, &Peer)| {
-            let best = peer.best(&me, node)?;
-            let hello = best.hello.as_ref()?;
-            Some(LinkView {
-                node: *node,
-                address: best.remote,
-                transport: best.transport,
-                dialled: best.dialled,
-                since: best.since,
-                rtt: best.rtt,
-                version: hello.version.clone(),
-            })
-        };
+        let view = |(node, peer): (&Key, &Peer)| peer.best(&me, node)?.view(node);
         self.m.links.send_replace(self.peers.iter().filter_map(view).collect());
         self.publish_missing();
     }

@@ -472,7 +472,7 @@ async fn network_change_checks_links_and_drops_dead_ones() {
     proxy.cut.store(true, Ordering::SeqCst);
     a.handle.dial(b.key, b.address()).await;
     a.handle.greet_again().await;
-    assert!(matches!(a.wait_down(b.key).await, LinkDownReason::Closed(_)));
+    assert_eq!(a.wait_down(b.key).await, LinkDownReason::Replaced, "dialled anew before the check is over");
     a.wait_up(b.key).await;
     a.ask(b.key).await;
     a.stop().await;
@@ -496,6 +496,98 @@ async fn address_given_by_hand_does_not_wait_for_a_dial_of_dead_ones() {
     a.wait_up(b.key).await;
     assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
     a.ask(b.key).await;
+    a.stop().await;
+    b.stop().await;
+}
+
+#[tokio::test]
+async fn unanswered_request_has_its_dead_link_replaced() {
+    let (mut a, mut b) = (Node::start(&Setup::new(1)), Node::start(&Setup::new(2)));
+    introduce(&[&a, &b]);
+    let proxy = UdpProxy::start(b.address()).await;
+    a.handle.set_contacts(contacts(&[(b.key, proxy.address)]));
+    a.handle.set_wanted([b.key]);
+    a.wait_up(b.key).await;
+    b.wait_up(a.key).await;
+    proxy.cut.store(true, Ordering::SeqCst);
+    a.handle.set_contacts(contacts(&[(b.key, b.address())]));
+    let asked_at = Instant::now();
+    let error = a.handle.request(b.key, question(), PATIENCE).await.expect_err("the way is cut");
+    assert!(error.is_link_lost(), "{error:?}");
+    a.ask(b.key).await;
+    assert!(asked_at.elapsed() < Duration::from_secs(10), "{:?}", asked_at.elapsed());
+    a.stop().await;
+    b.stop().await;
+}
+
+#[tokio::test]
+async fn link_by_hand_is_proven_and_replaces_a_dead_one() {
+    let (mut a, mut b) = (Node::start(&Setup::new(1)), Node::start(&Setup::new(2)));
+    introduce(&[&a, &b]);
+    let proxy = UdpProxy::start(b.address()).await;
+    a.handle.set_contacts(contacts(&[(b.key, proxy.address)]));
+    a.handle.set_wanted([b.key]);
+    a.wait_up(b.key).await;
+    b.wait_up(a.key).await;
+    // The link works: wherever it is asked for, it is there; but not at an address where nobody is.
+    let nobody = SocketAddr::new(LOOPBACK, 9);
+    let link = a.handle.connect(b.key, nobody, false, PATIENCE).await.expect("there is a link");
+    assert_eq!(link.address, proxy.address);
+    let error = a.handle.connect(b.key, nobody, true, PATIENCE).await.expect_err("nobody is there");
+    assert!(matches!(&error.cause, CallError::Unreachable { attempts } if !attempts.is_empty()), "{error:?}");
+    let link = a.handle.connect(b.key, b.address(), true, PATIENCE).await.expect("it is there");
+    assert_eq!(link.address, b.address());
+    a.stop().await;
+
+    let mut a = Node::start(&Setup::new(1));
+    introduce(&[&a, &b]);
+    proxy.cut.store(false, Ordering::SeqCst);
+    a.handle.set_contacts(contacts(&[(b.key, proxy.address)]));
+    a.handle.set_wanted([b.key]);
+    a.wait_up(b.key).await;
+    proxy.cut.store(true, Ordering::SeqCst);
+    // Dead, and nobody has noticed: it is not reported as a link.
+    let error = a.handle.connect(b.key, nobody, false, PATIENCE).await.expect_err("the link is dead");
+    assert!(matches!(error.cause, CallError::Unreachable { .. }), "{error:?}");
+    let started = Instant::now();
+    let link = a.handle.connect(b.key, b.address(), false, PATIENCE).await.expect("it answers there");
+    assert_eq!(link.address, b.address());
+    assert!(started.elapsed() < Duration::from_secs(2), "{:?}", started.elapsed());
+    a.ask(b.key).await;
+    a.stop().await;
+    b.stop().await;
+}
+
+#[tokio::test]
+async fn revoked_node_hears_that_and_nothing_else() {
+    let (mut a, mut b) = (Node::start(&Setup::new(1)), Node::start(&Setup::new(2)));
+    introduce(&[&a, &b]);
+    a.handle.set_wanted([b.key]);
+    b.handle.set_wanted([a.key]);
+    a.wait_up(b.key).await;
+    b.wait_up(a.key).await;
+    let tombstone = vec![7; 300];
+    a.handle.set_revoked(Arc::new(BTreeMap::from([(b.key, tombstone.clone())])));
+    a.handle.set_members(members(&[a.key]));
+    let told = |s: &Saw| match s {
+        Saw::Request { from, request: peer::Request::Revoked(bytes) } => Some((*from, bytes.to_vec())),
+        _ => None,
+    };
+    assert_eq!(b.wait("a farewell", told).await, (a.key, tombstone.clone()));
+    assert_eq!(a.wait_down(b.key).await, LinkDownReason::Removed);
+    b.wait_down(a.key).await;
+    // It does not believe it and comes back: it is told again, by either transport, and gets no answer.
+    for _ in 0..2 {
+        assert_eq!(b.wait("another farewell", told).await, (a.key, tombstone.clone()));
+    }
+    let error = b.handle.request(a.key, question(), Duration::from_secs(3)).await.expect_err("refused");
+    assert!(!matches!(error.cause, CallError::Busy), "{error:?}");
+    while let Ok(saw) = a.saw.try_recv() {
+        assert!(!matches!(saw, Saw::Request { .. } | Saw::Up { .. }), "{saw:?}");
+    }
+    while let Ok(saw) = b.saw.try_recv() {
+        assert!(!matches!(saw, Saw::Up { .. }), "{saw:?}");
+    }
     a.stop().await;
     b.stop().await;
 }

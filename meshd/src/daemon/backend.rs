@@ -27,8 +27,12 @@ use crate::views;
 
 /// How long a revocation waits for members to confirm it before it answers.
 const CONFIRM_TIMEOUT: Duration = Duration::from_secs(2);
-/// How long `connect` waits for a link: attempts at stale addresses may have to run out first.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(25);
+/// How long `connect` waits for a link: a TCP handshake is given up after 10 s, and so is the hello after it.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(21);
+/// How long `renew` waits: for the dial of a registrar, and for its answers.
+const RENEW_TIMEOUT: Duration = Duration::from_secs(25);
+/// Failed attempts that an error of `connect` lists.
+const CAUSES_MAX: usize = 6;
 /// Progress events that may wait for a slow client.
 const PROGRESS_MAX: usize = 64;
 /// Bits of the default IPv4 range of a VDC: room for 64 sites of 256 nodes.
@@ -226,7 +230,7 @@ impl Backend for Operations {
     async fn renew(&self, _: &Call, vdc: &str) -> Result<api::Renewed, ApiError> {
         let handle = self.find(vdc).await?;
         let before = handle.with(|core| core.renew_now()).await??;
-        let deadline = Instant::now() + CONNECT_TIMEOUT;
+        let deadline = Instant::now() + RENEW_TIMEOUT;
         loop {
             let state = handle.with(move |core| core.renewed_since(before)).await??;
             match state {
@@ -295,27 +299,33 @@ impl Backend for Operations {
         let handle = self.find(vdc).await?;
         let started = Instant::now();
         let addresses = resolve(&request.address).await?;
-        let mut keys = vec![];
+        let control = handle.control();
+        // Whoever is meant by the address alone must be found there.
+        let there = request.node.is_none();
+        let mut tries = FuturesUnordered::new();
         for address in addresses {
             let node = request.node.clone();
-            keys = handle.with(move |core| core.places_to_try(node.as_deref(), address)).await??;
-            for key in &keys {
-                handle.control().dial(*key, address).await;
-            }
+            let keys = handle.with(move |core| core.places_to_try(node.as_deref(), address)).await??;
+            tries.extend(keys.into_iter().map(|key| control.connect(key, address, there, CONNECT_TIMEOUT)));
         }
-        let mut links = handle.control().watch_links();
-        let linked = tokio::time::timeout(CONNECT_TIMEOUT, async {
-            loop {
-                if let Some(link) = links.borrow_and_update().iter().find(|link| keys.contains(&link.node)) {
-                    return Some(link.clone());
+        let mut causes: Vec<String> = vec![];
+        let link = loop {
+            match tries.next().await {
+                Some(Ok(link)) => break link,
+                Some(Err(RequestError { cause: CallError::Unreachable { attempts }, .. })) => {
+                    causes.extend(attempts.iter().map(ToString::to_string));
                 }
-                links.changed().await.ok()?;
+                Some(Err(error)) => causes.push(chain(&error)),
+                None => {
+                    causes.sort();
+                    causes.dedup();
+                    let error =
+                        ApiError::new(ErrorCode::Unreachable, format!("no member answers at {}", request.address))
+                            .hint("the port is that of the control plane (`meshctl status` shows it on the other box)");
+                    return Err(causes.into_iter().take(CAUSES_MAX).fold(error, ApiError::cause));
+                }
             }
-        });
-        let link = linked.await.ok().flatten().ok_or_else(|| {
-            ApiError::new(ErrorCode::Unreachable, format!("no member answers at {}", request.address))
-                .hint("the port is that of the control plane (`meshctl status` shows it on the other box)")
-        })?;
+        };
         let node = handle.with(move |core| core.node_show(&link.node.to_string())).await??;
         let transport = match link.transport {
             meshd_control::Transport::Quic => "quic",
@@ -412,8 +422,11 @@ impl Daemon {
         started: Instant,
     ) -> Result<api::Joined, ApiError> {
         let _guard = self.membership.lock().await;
-        if let Ok(handle) = self.find(alias.as_str()).await {
-            return joined_before(&handle, invite, started).await;
+        let vdc = invite.vdc;
+        for handle in self.handles().await {
+            if *handle.alias() == *alias || handle.with(move |core| core.is_of(&vdc)).await? {
+                return joined_before(&handle, invite, started).await;
+            }
         }
         let admitted = joining::admit(&self.state, invite, alias, node_name, progress).await?;
         let serve = Box::pin(self.serve(admitted.dir));
@@ -446,7 +459,7 @@ fn default_ipv4() -> Option<Ipv4Block> {
     candidates.find(|block| taken.iter().all(|other| !block.overlaps(*other)))
 }
 
-/// The token was used here before: the same membership again.
+/// The node is in a VDC of this name, or in this VDC: the same membership again if it is by this token.
 async fn joined_before(
     handle: &CoreHandle,
     invite: &vdc::invite::Invite,
@@ -460,6 +473,8 @@ async fn joined_before(
         )
         .hint("give this one another local name with --as NAME"));
     }
+    let id = invite.id;
+    handle.with(move |core| core.check_joined_by(&id)).await??;
     let node = handle.with(|core| core.own_node()).await??;
     Ok(api::Joined {
         vdc,

@@ -74,7 +74,7 @@ pub(crate) async fn serve(listener: TcpListener, tls: InfraTls, hello: Arc<dyn F
                 let request = read(&mut stream).await?;
                 let response = match Request::decode(&request) {
                     Ok(Request::Hello(_)) => Response::Hello(hello()),
-                    Ok(Request::Sync(_) | Request::Endpoints(_)) => {
+                    Ok(Request::Sync(_) | Request::Endpoints(_) | Request::Revoked(_)) => {
                         Response::Refused("this is asked over control links".into())
                     }
                     Err(error) => Response::Refused(error.to_string()),

@@ -20,6 +20,8 @@ use crate::views;
 
 /// Longest life of an invite: a year. A longer one is a standing door.
 const INVITE_LIFETIME_MAX: Duration = Duration::from_secs(366 * 86_400);
+/// Members that are looked for at an address given without a node, those without a link first: each costs a dial.
+const PLACES_MAX: usize = 64;
 /// Invites kept, open or ended; the oldest ended ones make room.
 const INVITES_MAX: usize = 4096;
 
@@ -233,6 +235,30 @@ impl Core {
         view.lifted = true;
         view.record = self.with_context(|context| context.record_or_hash("block", &hash));
         Ok(view)
+    }
+
+    // ---- joining again
+
+    /// Whether this is the VDC of that id.
+    pub(crate) fn is_of(&self, vdc: &vdc::VdcId) -> bool {
+        self.view.vdc == *vdc
+    }
+
+    /// # Errors
+    /// [`ApiError`] unless this node is a member by that very invite.
+    pub(crate) fn check_joined_by(&self, invite: &InviteId) -> Result<(), ApiError> {
+        self.check_not_revoked()?;
+        if self.joined_by.as_ref() == Some(invite) {
+            return Ok(());
+        }
+        let text = format!("this node is a member of the VDC already, as {}", self.own_node()?.fqdn);
+        let how = match &self.joined_by {
+            Some(used) => format!("it joined by invite {}, not by this token's {}", used, invite),
+            None => "it founded the VDC and joined by no invite".to_owned(),
+        };
+        Err(ApiError::new(ErrorCode::Conflict, text)
+            .cause(how)
+            .hint("nothing is left to do, and the token was not used; to join anew, run `meshctl leave` first"))
     }
 
     // ---- sites and invites
@@ -459,6 +485,7 @@ impl Core {
 
     /// Starts a renewal; returns the serial that it will follow.
     pub(crate) fn renew_now(&mut self) -> Result<u64, ApiError> {
+        self.check_not_revoked()?;
         let serial = self.own().ok_or_else(not_a_member)?.serial;
         self.renew();
         Ok(serial)
@@ -466,6 +493,7 @@ impl Core {
 
     /// The renewal since `serial`, once it is there.
     pub(crate) fn renewed_since(&self, serial: u64) -> Result<Option<api::Renewed>, ApiError> {
+        self.check_not_revoked()?;
         let own = self.own().ok_or_else(not_a_member)?;
         if own.serial > serial {
             return Ok(Some(api::Renewed {
@@ -571,13 +599,18 @@ impl Core {
             Some(text) => vec![self.find(text)?.node],
             None => {
                 let own = self.own_key();
-                self.view.reachable().map(|m| m.node).filter(|k| *k != own && !self.links.contains_key(k)).collect()
+                let mut keys: Vec<Key> = self.view.reachable().map(|m| m.node).filter(|k| *k != own).collect();
+                keys.sort_by_key(|key| self.links.contains_key(key));
+                keys.truncate(PLACES_MAX);
+                keys
             }
         };
-        for key in &keys {
-            self.seen.saw(*key, address);
+        if node.is_some() {
+            for key in &keys {
+                self.seen.saw(*key, address);
+            }
+            self.caches_dirty = true;
         }
-        self.caches_dirty = true;
         Ok(keys)
     }
 

@@ -55,9 +55,21 @@ impl Core {
     fn renew_other(&mut self, from: Key, request: &Renew) -> Result<DoorResponse, Refusal> {
         let challenge = self.challenges.take(&from, Instant::now())?;
         let number = self.roster.next_number(&self.own_key());
-        let record = renew(&self.view, &self.secrets.node, number, request, challenge, self.now())?;
+        let record = match renew(&self.view, &self.secrets.node, number, request, challenge, self.now()) {
+            Ok(record) => record,
+            // It has proved to be the node that was revoked, and gets the proof of that, alone.
+            Err(refusal) if refusal.is(RefusalCode::Revoked) => {
+                return self.show_tombstone(&request.node).ok_or(refusal);
+            }
+            Err(refusal) => return Err(refusal),
+        };
         self.keep(vec![record], Changes::default())?;
         Ok(prove(&self.roster, &request.node))
+    }
+
+    fn show_tombstone(&self, node: &Key) -> Option<DoorResponse> {
+        let tombstone = self.record(&self.view.members.get(node)?.records.tombstone?)?;
+        Some(DoorResponse::Granted(vec![tombstone.encode().into()]))
     }
 
     /// Makes freshly signed records durable with `extra`, in one transaction, before anybody hears of them.

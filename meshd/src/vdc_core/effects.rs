@@ -11,7 +11,7 @@ use vdc::address::HOST;
 use vdc::invite::{DoorRequest, DoorResponse, Hello, Link, Renew};
 use vdc::policy::Model;
 use vdc::record::ContactAddress;
-use vdc::roster::{MemberView, Outcome, issue};
+use vdc::roster::{MemberView, Outcome, Standing, issue};
 use vdc::{Signed, links};
 use vdc_api as api;
 
@@ -30,6 +30,8 @@ const RENEWAL_PAUSE: Duration = Duration::from_secs(15);
 const RENEWAL_PAUSE_MAX: Duration = Duration::from_secs(3_600);
 /// How long dialling a registrar and its answer may take.
 const RENEWAL_TIMEOUT: Duration = Duration::from_secs(15);
+/// Revoked nodes that are told so when they come back.
+const REVOKED_MAX: usize = 1024;
 /// Own addresses that a contact lists.
 const CONTACT_ADDRESSES_MAX: usize = 12;
 
@@ -87,11 +89,19 @@ impl Core {
         let keys: BTreeSet<vdc::Key> = peers.iter().map(|peer| peer.node).collect();
         let contacts: BTreeMap<_, _> = peers.iter().map(|peer| (peer.node, peer.addresses().to_vec())).collect();
         *self.infra_members.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(keys.iter().copied().collect());
+        // Whoever leaves by itself knows.
+        let revoked = self.view.members.values().filter_map(|member| {
+            let tombstone = self.roster.get(&member.records.tombstone?)?;
+            let told = member.standing == Standing::Revoked && tombstone.issuer != member.node;
+            told.then(|| (member.node, tombstone.encode()))
+        });
+        self.control.set_revoked(Arc::new(if member { revoked.take(REVOKED_MAX).collect() } else { BTreeMap::new() }));
         self.control.set_members(Arc::new(keys));
         self.control.set_contacts(Arc::new(contacts));
         self.control.set_wanted(if member { links::of_node(&self.view, &own_key) } else { vec![] });
         self.refresh_firewall();
         self.refresh_names();
+        self.note_revocation();
     }
 
     fn refresh_firewall(&mut self) {
@@ -258,7 +268,7 @@ impl Core {
     pub(super) fn renew_due(&mut self) {
         self.renew_delegations();
         let Some(own) = self.own() else { return };
-        if own.standing == vdc::roster::Standing::Revoked || self.renewal.in_flight {
+        if own.standing == Standing::Revoked || self.renewal.in_flight {
             return;
         }
         let life = own.not_after.since(own.not_before);

@@ -8,6 +8,7 @@ mod commands;
 mod door;
 mod effects;
 mod issuing;
+mod revoked;
 mod status;
 mod task;
 
@@ -44,6 +45,8 @@ use crate::infra::{InfraTls, MemberKeys};
 const COMMANDS_MAX: usize = 64;
 /// Name of the stored time floor.
 const META_TIME: &str = "time";
+/// Name of the stored id of the invite by which this node joined.
+pub(crate) const META_INVITE: &str = "invite";
 
 /// A question or order from the API: runs inside the VDC's task, between two events.
 type Command = Box<dyn FnOnce(&mut Core) + Send>;
@@ -173,6 +176,10 @@ pub(crate) struct Core {
     in_use: bool,
     /// Whether this node's own tombstone is being spread.
     leaving: bool,
+    /// Whether the events say already that this node was revoked.
+    revocation_noted: bool,
+    /// By which invite this node joined; none where it founded the VDC.
+    joined_by: Option<InviteId>,
     /// Futures that the task runs on the core's behalf.
     spawned: Vec<task::Job>,
 }

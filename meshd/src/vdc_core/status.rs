@@ -7,8 +7,8 @@ use vdc::roster::Standing;
 use vdc_api as api;
 use vdc_api::{ApiError, ProblemCode, ProblemSeverity};
 
-use super::Core;
 use super::commands::{is_public, not_a_member};
+use super::{Core, revoked};
 use crate::clock::SKEW_MAX;
 use crate::views::{Context, LinkInfo};
 
@@ -21,13 +21,17 @@ impl Core {
     /// Runs `work` with everything that the conversions need.
     pub(super) fn with_context<T>(&self, work: impl FnOnce(&Context<'_>) -> T) -> T {
         let tunnels = self.data.tunnels();
+        // A link may have moved to another address since it came up.
+        let current = self.control.links();
         let links: BTreeMap<_, _> = self
             .links
             .iter()
             .map(|(key, link)| {
+                let moved = current.binary_search_by_key(key, |l| l.node).map(|at| &current[at]);
+                let (address, transport) = moved.map_or((link.address, link.transport), |l| (l.address, l.transport));
                 let info = LinkInfo {
-                    address: link.address.to_string(),
-                    transport: match link.transport {
+                    address: address.to_string(),
+                    transport: match transport {
                         meshd_control::Transport::Quic => "quic",
                         meshd_control::Transport::Tcp => "tcp",
                     },
@@ -134,8 +138,8 @@ impl Core {
             None | Some(Standing::Revoked) => add(
                 ProblemCode::MembershipRevoked,
                 Degraded,
-                "this node was removed from the VDC".into(),
-                Some("run `meshctl leave --force`, then join with a new invite"),
+                self.revocation().unwrap_or_else(|| "this node is no member of the VDC".into()),
+                Some(revoked::HINT),
             ),
             Some(Standing::Expired) => add(
                 ProblemCode::MembershipExpired,

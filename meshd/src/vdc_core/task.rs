@@ -21,7 +21,7 @@ use vdc::{Hash, Key, Signed, UnixTime, codec};
 use vdc_api::{ApiError, ErrorCode, Severity};
 
 use super::effects::{FirewallState, Renewal, chain};
-use super::{COMMANDS_MAX, Command, Core, CoreHandle, LinkFacts, META_TIME, Secrets, Shared};
+use super::{COMMANDS_MAX, Command, Core, CoreHandle, LinkFacts, META_INVITE, META_TIME, Secrets, Shared};
 use crate::cache::{Places, SEEN_FILE};
 use crate::clock::{Clock, PeerClock, StepWatch};
 use crate::data_plane::{DataEvent, DataPlane};
@@ -75,6 +75,7 @@ pub(crate) struct Loaded {
     store: meshd_state::Store,
     stored: std::collections::BTreeSet<Hash>,
     invites: BTreeMap<vdc::InviteId, InviteState>,
+    joined_by: Option<vdc::InviteId>,
     pub(crate) seen: Places,
 }
 
@@ -118,8 +119,12 @@ pub(crate) fn load(dir: &VdcDir) -> Result<Loaded, ApiError> {
         let time: UnixTime = codec::decode("time", &bytes, 16).map_err(|e| damaged(&e.to_string()))?;
         clock.raise_floor(time);
     }
+    let joined_by = store.meta(META_INVITE).map_err(|e| storage(&e))?;
+    let joined_by = joined_by
+        .map(|bytes| <[u8; 16]>::try_from(bytes).map(vdc::InviteId).map_err(|_| damaged("the invite's id is cut off")))
+        .transpose()?;
     let seen = dir.read_cache(SEEN_FILE).map(|bytes| Places::decode(SEEN_FILE, &bytes)).unwrap_or_default();
-    Ok(Loaded { secrets, roster, clock, store, stored, invites, seen })
+    Ok(Loaded { secrets, roster, clock, store, stored, invites, joined_by, seen })
 }
 
 /// Builds the core and its handle; the returned future is the task.
@@ -172,6 +177,8 @@ pub(crate) fn run(start: Start, token: CancellationToken) -> (CoreHandle, impl F
         renewal: Renewal::default(),
         in_use,
         leaving: false,
+        revocation_noted: false,
+        joined_by: loaded.joined_by,
         spawned: vec![],
     };
     (handle, drive(core, control_events, data_events, commands, token))
@@ -325,6 +332,7 @@ impl Core {
                 }
                 Response::Done
             }
+            Request::Revoked(tombstone) => self.handle_revoked(&from, &tombstone),
             Request::Endpoints(theirs) => {
                 self.data.boot_nonce(from, theirs.boot_nonce);
                 self.data.set_candidates(from, &theirs.candidates);
@@ -338,7 +346,11 @@ impl Core {
             DataEvent::EndpointsWanted(node) => {
                 let (control, ours) = (self.control.clone(), self.endpoints());
                 self.spawn(async move {
-                    let answer = control.request(node, Request::Endpoints(ours), REQUEST_TIMEOUT).await;
+                    let mut answer = control.request(node, Request::Endpoints(ours.clone()), REQUEST_TIMEOUT).await;
+                    // The link was found dead over it: the next one is dialled for this.
+                    if matches!(&answer, Err(error) if error.is_link_lost()) {
+                        answer = control.request(node, Request::Endpoints(ours), REQUEST_TIMEOUT).await;
+                    }
                     let result = match answer {
                         Ok(Response::Endpoints(theirs)) => Ok(theirs),
                         Ok(Response::Refused(why)) => Err(why),

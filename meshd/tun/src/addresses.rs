@@ -13,6 +13,7 @@ use netlink_packet_route::link::{LinkAttribute, LinkFlags};
 use rtnetlink::packet_core::NetlinkMessage;
 use rtnetlink::sys::SocketAddr;
 use rtnetlink::{Handle, MulticastGroup};
+use tokio::time::Instant;
 
 use crate::netlink::OWNER_MARK;
 
@@ -29,6 +30,8 @@ pub struct AddressWatch {
     handle: Handle,
     messages: Messages,
     last: Option<Vec<(IpAddr, u8)>>,
+    /// When the list is read: something has changed since it was read last.
+    read_at: Option<Instant>,
 }
 
 impl std::fmt::Debug for AddressWatch {
@@ -45,7 +48,7 @@ impl AddressWatch {
     pub fn new() -> io::Result<Self> {
         let groups = [MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv6Ifaddr, MulticastGroup::Link];
         let (connection, handle, messages) = rtnetlink::new_multicast_connection(&groups)?;
-        Ok(Self { connection: Box::pin(connection), handle, messages, last: None })
+        Ok(Self { connection: Box::pin(connection), handle, messages, last: None, read_at: None })
     }
 
     /// Waits until the list differs from the one told last, and returns it: addresses with the prefix lengths of their
@@ -62,6 +65,7 @@ impl AddressWatch {
                 self.wait_for_message().await?;
             }
             let addresses = self.list().await?;
+            self.read_at = None;
             if self.last.as_ref() != Some(&addresses) {
                 self.last = Some(addresses.clone());
                 return Ok(addresses);
@@ -71,13 +75,16 @@ impl AddressWatch {
 
     async fn wait_for_message(&mut self) -> io::Result<()> {
         let closed = || io::Error::other("the netlink connection ended");
-        tokio::select! {
-            // cancel-safe: the future is kept and polled again.
-            () = &mut self.connection => return Err(closed()),
-            // cancel-safe: an unbounded receiver loses nothing.
-            message = self.messages.next() => if message.is_none() { return Err(closed()) },
+        if self.read_at.is_none() {
+            tokio::select! {
+                // cancel-safe: the future is kept and polled again.
+                () = &mut self.connection => return Err(closed()),
+                // cancel-safe: an unbounded receiver loses nothing.
+                message = self.messages.next() => if message.is_none() { return Err(closed()) },
+            }
         }
-        let settled = tokio::time::sleep(SETTLE);
+        // The message is taken: whoever drops this future from here on finds it noted.
+        let settled = tokio::time::sleep_until(*self.read_at.get_or_insert_with(|| Instant::now() + SETTLE));
         tokio::pin!(settled);
         loop {
             tokio::select! {

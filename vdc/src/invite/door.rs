@@ -62,7 +62,8 @@ pub enum DoorResponse {
     /// To be answered within [`CHALLENGE_LIFETIME`], once, by the peer that asked.
     #[n(0)]
     Challenge(#[n(0)] Question),
-    /// Encoded records, what gives a right before what needs it; the caller's own member record among them.
+    /// Encoded records, what gives a right before what needs it; the caller's own member record among them. To a revoked
+    /// node that asks for its renewal: its tombstone alone.
     #[n(1)]
     Granted(#[cbor(n(0), with = "granted_records")] Vec<ByteVec>),
     #[n(2)]
