@@ -40,6 +40,7 @@ impl Core {
             .collect();
         work(&Context {
             own: self.own_key(),
+            keeps_owner_key: self.secrets.owner.is_some(),
             alias: self.alias.as_str(),
             view: &self.view,
             roster: &self.roster,
