@@ -156,8 +156,7 @@ impl Core {
             self.view.unserved().into_iter().filter_map(|n| self.view.sites.get(&n)).map(|s| s.name.to_string());
         let names: Vec<String> = names.collect();
         format!(
-            "nobody admits or renews at {} now: `meshctl vdc recover --registrar` makes this node stand in, `meshctl site add \
-             SITE` invites another registrar",
+            "nobody admits or renews at {} now: `meshctl vdc recover --registrar` on an admin makes it stand in",
             names.join(", ")
         )
     }
@@ -250,6 +249,11 @@ impl Core {
             return Err(ApiError::bad_request("keep_through", text).hint("leave --keep-through out"));
         }
         let keep = self.kept(&member.node, keep_through);
+        if let (Standing::Revoked, Some(tombstone)) = (member.standing, member.records.tombstone)
+            && keep.len() == self.roster.issued_by(&member.node).len()
+        {
+            return Ok(self.revoked(&member, tombstone)); // nothing is left beyond that number
+        }
         let (now, before) = (self.now(), Arc::clone(&self.view));
         let unserved = self.view.unserved();
         let tombstone = self

@@ -142,7 +142,9 @@ impl Core {
                 ProblemCode::MembershipExpired,
                 Degraded,
                 "this node's membership has expired; nobody talks to it".into(),
-                Some("bring a registrar of this site back, or let an admin make one (`meshctl site add`)"),
+                Some(
+                    "bring a registrar of this site back, or stand in on an admin (`meshctl vdc recover --registrar`)",
+                ),
             ),
             Some(Standing::Grace { until }) => add(
                 ProblemCode::MembershipInGrace,
@@ -162,7 +164,7 @@ impl Core {
                 ProblemCode::NoRegistrar,
                 Degraded,
                 format!("site {} has no registrar: nobody is admitted or renewed", own.site_name),
-                Some("let an admin give it one (`meshctl site add`)"),
+                Some("stand in on an admin: `meshctl vdc recover --registrar`"),
             );
         }
         if let Some(error) = &self.write_failed {
