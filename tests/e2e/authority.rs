@@ -3,7 +3,7 @@
 use anyhow::{Context as _, Result, ensure};
 use meshlab::{Lab, wait_until};
 use serde_json::Value;
-use tests::vdc_lab::{Node, PATIENCE, ThreeSites, expect_refusal, in_lab, site, token};
+use tests::vdc_lab::{Node, PATIENCE, ThreeSites, binary, expect_refusal, in_lab, site, token};
 
 /// Where a test keeps the recovery key on a box, as an admin would on a stick.
 const KEY_FILE: &str = "/etc/meshd/recovery.key";
@@ -63,7 +63,8 @@ fn lost_first_box_is_replaced_with_the_recovery_key() -> Result<()> {
         let recovered = vdc.lisbon.ctl(&recover)?;
         ensure!(recovered["admin_signed"] == true, "{recovered}");
         ensure!(recovered["sites_taken"] == serde_json::json!(["lisbon"]), "{recovered}");
-        let again = vdc.lisbon.ctl(&recover)?;
+        let from_stdin = format!("{} vdc recover --registrar --key-file - -o json < {KEY_FILE}", binary("meshctl")?);
+        let again: Value = serde_json::from_str(&vdc.lisbon.host.sh(&from_stdin)?)?;
         ensure!(again["admin_signed"] == false && again["sites_taken"] == serde_json::json!([]), "{again}");
         wait_until(PATIENCE, "berlin accepts the new admin", || sees_role(&vdc.berlin, "lisbon1", "admin"))?;
 
@@ -103,6 +104,9 @@ fn lost_first_box_is_replaced_with_the_recovery_key() -> Result<()> {
         ensure!(kept.trim().is_empty(), "{kept}");
         let found = vdc.lisbon.host.run(&["grep", "-rliE", plain, "/var/lib/meshd", "/etc/meshd", "/run/meshd"])?;
         ensure!(found.stdout.trim().is_empty(), "the key stands in {}", found.stdout);
+        let log = std::fs::read_to_string(vdc.lisbon.host.dir().join("meshd.log"))?;
+        ensure!(log.contains("vdc_recover"), "the log tells of the change: {log}");
+        ensure!(!log.to_uppercase().contains(plain), "the log shows the key");
         Ok(())
     })
 }
