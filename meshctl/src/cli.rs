@@ -119,7 +119,11 @@ Examples:
 Examples:
   meshctl grant berlin1 --role operator
   meshctl grant berlin1 --label web --label db
-  meshctl grant berlin1 --role operator --remove")]
+  meshctl grant berlin1 --role operator --remove
+  meshctl grant berlin1 --role admin        # where an owner key is kept, or with --key-file
+
+An admin whose role is taken away signs nothing more with meshd's own tools. One that is not trusted any more must be
+revoked: only that voids what it signs.")]
     Grant(Grant),
     /// Say how a flow would be judged, and which record decides.
     #[command(after_help = "\
@@ -208,6 +212,32 @@ Examples:
 Examples:
   meshctl vdc use acme")]
     Use(VdcUse),
+    /// Make this node an admin with the recovery key, after the box that created the VDC was lost.
+    #[command(after_help = "\
+Examples:
+  meshctl vdc recover --registrar           # asks for the key without showing it
+  meshctl vdc recover --key-file - < /media/safe/acme.key
+
+Then end the lost box with `meshctl node revoke`, and run this again with --registrar: its sites need somebody else now. The key is
+used for this one command and kept nowhere. Running it again changes nothing that is as it should be.")]
+    Recover(VdcRecoverArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct VdcRecoverArgs {
+    /// Also become the registrar of this node's site if it has none, and of sites that nobody serves any more.
+    #[arg(long)]
+    pub(crate) registrar: bool,
+    #[command(flatten)]
+    pub(crate) key: KeyFile,
+}
+
+/// Where the recovery key comes from.
+#[derive(Debug, Args)]
+pub(crate) struct KeyFile {
+    /// File with the recovery key, or `-` for stdin; asked for on the terminal where it is needed and not given.
+    #[arg(long, value_name = "FILE|-")]
+    pub(crate) key_file: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
@@ -364,7 +394,12 @@ Examples:
     #[command(after_help = "\
 Examples:
   meshctl node revoke berlin1 --reason stolen
-  meshctl node revoke b2b2b2b2              # by the first digits of its key")]
+  meshctl node revoke b2b2b2b2              # by the first digits of its key
+  meshctl node revoke lisbon1 --list        # a registrar: what did it sign?
+  meshctl node revoke lisbon1 --keep-through 41 --reason stolen
+
+Revoking an admin or registrar closes it: nothing that its key signs from now on counts. What it signed before stays, up to
+record 41 in the last example: members that a later record admitted or renewed are void and must join anew.")]
     Revoke(NodeRevokeArgs),
 }
 
@@ -383,6 +418,14 @@ pub(crate) struct NodeRevokeArgs {
     /// For the audit log.
     #[arg(long, value_name = "TEXT")]
     pub(crate) reason: Option<String>,
+    /// Only list what the node signed for others, and what would be void; changes nothing.
+    #[arg(long, conflicts_with_all = ["reason", "key_file"])]
+    pub(crate) list: bool,
+    /// Last record of an admin or registrar that still counts: everything after it is void. All that is known by default.
+    #[arg(long, value_name = "N")]
+    pub(crate) keep_through: Option<u64>,
+    #[command(flatten)]
+    pub(crate) key: KeyFile,
 }
 
 #[derive(Debug, Subcommand)]
@@ -422,7 +465,7 @@ pub(crate) struct Grant {
     /// Node, `NAME.SITE` or the first digits of its key.
     #[arg(value_parser = parse_some)]
     pub(crate) node: String,
-    /// Role, for example `operator`; may be given several times.
+    /// `operator` or `admin`; may be given several times.
     #[arg(long, value_name = "ROLE", value_parser = parse_some)]
     pub(crate) role: Vec<String>,
     /// Label that policy can refer to; may be given several times.
@@ -431,6 +474,8 @@ pub(crate) struct Grant {
     /// Take them away.
     #[arg(long)]
     pub(crate) remove: bool,
+    #[command(flatten)]
+    pub(crate) key: KeyFile,
 }
 
 #[derive(Debug, Args)]

@@ -7,19 +7,20 @@ use clap::CommandFactory;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use vdc_api::{
-    BlockCreate, ConnectRequest, DEFAULT_VDC, Endpoint, EventsQuery, ExplainQuery, ExposureChange, GrantChange,
-    InviteCreate, JoinEvent, JoinRequest, LeaveRequest, NodeRevoke, PingQuery, SiteAdd, StatusQuery, VdcCreate,
-    Version, endpoint,
+    BlockCreate, ConnectRequest, DEFAULT_VDC, Endpoint, ErrorCode, EventsQuery, ExplainQuery, ExposureChange,
+    GrantChange, InviteCreate, IssuedQuery, JoinEvent, JoinRequest, LeaveRequest, NodeRevoke, OwnerKey, PingQuery,
+    SiteAdd, StatusQuery, VdcCreate, VdcRecover, Version, endpoint,
 };
 
 use crate::cli::{
-    Cli, Completion, Events, Global, InviteVerb, Join, NodeVerb, Output, Peers, Ping, SiteVerb, StatusArgs, VdcVerb,
-    Verb,
+    Cli, Completion, Events, Global, InviteVerb, Join, KeyFile, NodeVerb, Output, Peers, Ping, SiteVerb, StatusArgs,
+    VdcVerb, Verb,
 };
 use crate::client::Client;
 use crate::failure::{Exit, Failure};
 use crate::interrupt::Interrupt;
 use crate::progress::Progress;
+use crate::secret;
 use crate::show::{self, Show};
 use crate::terminal::Terminal;
 
@@ -41,7 +42,8 @@ pub(crate) async fn run(cli: Cli, terminal: &mut Terminal) -> Result<(), Failure
 /// `--vdc` chooses among VDCs; where a verb does not choose, it is a mistake that is better told, as is an empty name. What
 /// stands in the environment is not meant for one verb: there, both are passed over.
 fn check_vdc(global: &mut Global, verb: &Verb, environment: Option<&str>) -> Result<(), Failure> {
-    let chooses = !matches!(verb, Verb::Vdc(_) | Verb::Join(_) | Verb::Version | Verb::Completion(_));
+    let recovers = matches!(verb, Verb::Vdc(VdcVerb::Recover(_)));
+    let chooses = recovers || !matches!(verb, Verb::Vdc(_) | Verb::Join(_) | Verb::Version | Verb::Completion(_));
     let Some(vdc) = global.vdc.as_deref() else { return Ok(()) };
     if chooses && !vdc.is_empty() {
         return Ok(());
@@ -89,13 +91,10 @@ impl Run<'_> {
             Verb::Grant(args) => {
                 let (some, none) = ((args.role, args.label), (vec![], vec![]));
                 let (add, remove) = if args.remove { (none, some) } else { (some, none) };
-                let change = GrantChange {
-                    add_roles: add.0,
-                    add_labels: add.1,
-                    remove_roles: remove.0,
-                    remove_labels: remove.1,
-                };
-                self.change(endpoint::GRANT, &[vdc, &args.node], &change).await
+                let (add_roles, add_labels, remove_roles, remove_labels) = (add.0, add.1, remove.0, remove.1);
+                let change = GrantChange { add_roles, add_labels, remove_roles, remove_labels, owner_key: None };
+                let with_key = |owner_key| GrantChange { owner_key, ..change.clone() };
+                self.change_as_owner(endpoint::GRANT, &[vdc, &args.node], args.key, with_key).await
             }
             Verb::Explain(args) => {
                 let flow = args.flow.to_string();
@@ -125,6 +124,11 @@ impl Run<'_> {
                 self.change(endpoint::VDC_CREATE, &[], &request).await
             }
             VdcVerb::List => self.read(endpoint::VDC_LIST, &[], &()).await,
+            VdcVerb::Recover(args) => {
+                let vdc = self.vdc.clone();
+                let with_key = |owner_key| VdcRecover { owner_key, registrar: args.registrar };
+                self.change_as_owner(endpoint::VDC_RECOVER, &[&vdc], args.key, with_key).await
+            }
             VdcVerb::Use(args) => self.change(endpoint::VDC_USE, &[&args.name], &()).await,
         }
     }
@@ -147,8 +151,14 @@ impl Run<'_> {
         match verb {
             NodeVerb::List => self.read(endpoint::NODE_LIST, &[&vdc], &()).await,
             NodeVerb::Show(args) => self.read(endpoint::NODE_SHOW, &[&vdc, &args.node], &()).await,
+            NodeVerb::Revoke(args) if args.list => {
+                let query = IssuedQuery { keep_through: args.keep_through };
+                self.read(endpoint::NODE_ISSUED, &[&vdc, &args.node], &query).await
+            }
             NodeVerb::Revoke(args) => {
-                self.change(endpoint::NODE_REVOKE, &[&vdc, &args.node], &NodeRevoke { reason: args.reason }).await
+                let (reason, keep_through) = (args.reason, args.keep_through);
+                let with_key = |owner_key| NodeRevoke { reason: reason.clone(), keep_through, owner_key };
+                self.change_as_owner(endpoint::NODE_REVOKE, &[&vdc, &args.node], args.key, with_key).await
             }
         }
     }
@@ -335,6 +345,32 @@ impl Run<'_> {
         self.print(&answer)
     }
 
+    /// Changes something for which an owner key may be needed: the one of the file, or one that is asked for when the daemon
+    /// says that it is needed.
+    async fn change_as_owner<B, R>(
+        &mut self,
+        endpoint: Endpoint<(), B, R>,
+        parts: &[&str],
+        key: KeyFile,
+        with_key: impl Fn(Option<OwnerKey>) -> B,
+    ) -> Result<(), Failure>
+    where
+        B: Serialize,
+        R: Serialize + DeserializeOwned + Show,
+    {
+        let key = key.key_file.map(|path| secret::read_key(&path)).transpose()?;
+        let given = key.is_some();
+        let answer = self.client.change(self.terminal, endpoint, parts, &with_key(key)).await;
+        let answer = match answer {
+            Err(failure) if failure.code == Some(ErrorCode::OwnerKeyNeeded) && !given && secret::can_ask() => {
+                let key = secret::ask_key(&show::harmless_text(&failure.message))?;
+                self.client.change(self.terminal, endpoint, parts, &with_key(Some(key))).await?
+            }
+            answer => answer?,
+        };
+        self.print(&answer)
+    }
+
     fn print<T: Serialize + DeserializeOwned + Show>(&mut self, value: &T) -> Result<(), Failure> {
         let text = match self.global.output {
             Output::Json => show::json(value)?,
@@ -379,6 +415,7 @@ mod tests {
             (vec!["meshctl", "renew", "--vdc", "acme"], Some("acme"), Ok(Some("acme"))),
             (vec!["meshctl", "renew", "--vdc", ""], None, Err(())),
             (vec!["meshctl", "renew", "--vdc", ""], Some(""), Ok(None)),
+            (vec!["meshctl", "vdc", "recover", "--vdc", "acme"], None, Ok(Some("acme"))),
             (vec!["meshctl", "vdc", "list", "--vdc", "acme"], None, Err(())),
             (vec!["meshctl", "vdc", "list", "--vdc", "acme"], Some("acme"), Ok(None)),
         ] {

@@ -38,11 +38,20 @@ pub(crate) struct Failure {
     pub(crate) hint: Option<String>,
     /// Finds it in the daemon's log.
     pub(crate) request_id: Option<String>,
+    /// The daemon's code, if it was the daemon that failed or refused.
+    pub(crate) code: Option<ErrorCode>,
 }
 
 impl Failure {
     pub(crate) fn new(message: impl Into<String>) -> Self {
-        Self { exit: Exit::Failed, message: message.into(), causes: Vec::new(), hint: None, request_id: None }
+        Self {
+            exit: Exit::Failed,
+            message: message.into(),
+            causes: Vec::new(),
+            hint: None,
+            request_id: None,
+            code: None,
+        }
     }
 
     /// Ends with this exit code and without another word.
@@ -109,7 +118,7 @@ impl From<ErrorBody> for Failure {
             code,
             ErrorCode::Internal | ErrorCode::System | ErrorCode::Storage | ErrorCode::Timeout | ErrorCode::Unknown
         );
-        Self { exit, message, causes, hint, request_id: in_log.then_some(request_id) }
+        Self { exit, message, causes, hint, request_id: in_log.then_some(request_id), code: Some(code) }
     }
 }
 
@@ -118,6 +127,7 @@ fn exit_of(code: ErrorCode) -> Exit {
         ErrorCode::BadRequest | ErrorCode::NoVdc | ErrorCode::AmbiguousVdc | ErrorCode::AmbiguousName => Exit::Usage,
         ErrorCode::PermissionDenied
         | ErrorCode::Refused
+        | ErrorCode::OwnerKeyNeeded
         | ErrorCode::InviteInvalid
         | ErrorCode::InviteExpired
         | ErrorCode::InviteUsed

@@ -9,6 +9,7 @@ mod commands;
 mod failure;
 mod interrupt;
 mod progress;
+mod secret;
 mod show;
 mod sse;
 mod terminal;

@@ -67,6 +67,27 @@ mod tests {
                 text_of(&samples::node_revoked()),
             ),
             (
+                "node revoke b1 --list --keep-through 4",
+                "GET",
+                "/v1/vdcs/-/nodes/b1/issued?keep_through=4",
+                Value::Null,
+                text_of(&samples::issued_list()),
+            ),
+            (
+                "node revoke b1 --keep-through 4",
+                "POST",
+                "/v1/vdcs/-/nodes/b1/revoke",
+                json!({"reason": null, "keep_through": 4}),
+                text_of(&samples::node_revoked()),
+            ),
+            (
+                "vdc recover --registrar --vdc acme",
+                "POST",
+                "/v1/vdcs/acme/recover",
+                json!({"registrar": true}),
+                text_of(&samples::vdc_recovered()),
+            ),
+            (
                 "site add lisbon",
                 "POST",
                 "/v1/vdcs/-/sites",

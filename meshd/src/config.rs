@@ -21,7 +21,6 @@ pub(crate) struct Config {
     pub(crate) log_format: LogFormat,
     pub(crate) network: Network,
     pub(crate) dns: Dns,
-    pub(crate) remote: Remote,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
@@ -65,13 +64,6 @@ pub(crate) struct Dns {
     pub(crate) stub: SocketAddr,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub(crate) struct Remote {
-    /// Whether this box lets other nodes' operators act on it, for as far as their grants go.
-    pub(crate) accept_operators: bool,
-}
-
 impl Default for Config {
     fn default() -> Self {
         Self {
@@ -81,7 +73,6 @@ impl Default for Config {
             log_format: LogFormat::Text,
             network: Network::default(),
             dns: Dns::default(),
-            remote: Remote::default(),
         }
     }
 }
@@ -95,12 +86,6 @@ impl Default for Network {
 impl Default for Dns {
     fn default() -> Self {
         Self { mode: DnsMode::Auto, stub: meshd_dns::STUB }
-    }
-}
-
-impl Default for Remote {
-    fn default() -> Self {
-        Self { accept_operators: true }
     }
 }
 

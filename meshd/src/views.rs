@@ -54,6 +54,8 @@ pub(crate) struct LinkInfo {
 #[derive(Debug)]
 pub(crate) struct Context<'a> {
     pub(crate) own: Key,
+    /// Whether an owner key of the VDC is kept on this node.
+    pub(crate) keeps_owner_key: bool,
     /// Local name of the VDC, also the first label of its domain.
     pub(crate) alias: &'a str,
     pub(crate) view: &'a View,
@@ -129,7 +131,8 @@ impl Context<'_> {
         if self.view.is_admin(&member.node) {
             roles.push("admin");
         }
-        if member.roles.contains(&Role::Owner) {
+        // Which box keeps an owner key stands in no record: of this one it is known.
+        if member.roles.contains(&Role::Owner) || (self.keeps_owner_key && member.node == self.own) {
             roles.push("owner");
         }
         roles.into_iter().map(str::to_owned).collect()

@@ -1,6 +1,8 @@
 //! End-to-end tests: the built binaries in network-namespace labs, one lab per test.
 
 #[cfg(test)]
+mod authority;
+#[cfg(test)]
 mod clock;
 #[cfg(test)]
 mod daemon;

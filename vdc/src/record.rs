@@ -159,6 +159,14 @@ pub struct Delegation {
     pub not_after: UnixTime,
 }
 
+impl Delegation {
+    /// Whether it says that the right was taken back: it ended when it began, and is renewed by nobody.
+    #[must_use]
+    pub fn is_withdrawn(&self) -> bool {
+        self.not_after <= self.not_before
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct Site {
     #[n(0)]

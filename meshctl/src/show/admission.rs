@@ -2,7 +2,7 @@
 
 use vdc_api::{
     InviteCreated, InviteList, InviteState, InviteView, Joined, Left, ReachabilityVerdict, Renewed, SiteAdded,
-    VdcCreated, VdcList, VdcView,
+    VdcCreated, VdcList, VdcRecovered, VdcView,
 };
 
 use super::table::{Cell, Table, or_none};
@@ -28,6 +28,22 @@ impl Show for VdcCreated {
         human::wrap(&key.instructions, TEXT_WIDTH).iter().for_each(|line| text.push_str(&format!("{line}\n")));
         text.push('\n');
         text.push_str(&super::hint("let the next box in with `meshctl invite create`", style));
+        text
+    }
+}
+
+impl Show for VdcRecovered {
+    fn show(&self, style: Style) -> String {
+        let name = style.paint(Paint::Strong, &format!("{}.{}", self.node.name, self.node.site));
+        let verb = if self.admin_signed { "is an admin now" } else { "is an admin already" };
+        let mut text = format!("{name} {verb}\n");
+        let roles = self.node.roles.join(", ");
+        let (taken, served) = (self.sites_taken.join(", "), self.sites_served.join(", "));
+        text.push_str(&facts(
+            &[("until", self.admin_until.clone()), ("roles", roles), ("registrar of", taken), ("serves", served)],
+            style,
+        ));
+        self.notes.iter().for_each(|note| text.push_str(&format!("note: {note}\n")));
         text
     }
 }
@@ -252,6 +268,21 @@ hint: forward UDP and TCP port 7302 to this node
         let text = samples::site_added().show(PLAIN());
         assert!(text.starts_with("added site lisbon  fd5a:3c71:9e02:3::/64  10.64.48.0/20\n"), "{text}");
         assert!(text.contains("founder invite to site lisbon\n"), "{text}");
+    }
+
+    #[test]
+    fn recovery_says_what_the_node_is_now() {
+        assert_eq!(
+            samples::vdc_recovered().show(PLAIN()),
+            "\
+paris1.paris is an admin now
+  until         2027-03-01T12:00:00Z
+  roles         host, operator, registrar, admin, owner
+  registrar of  paris
+  serves        berlin, paris
+note: site lisbon is still served by lisbon1.lisbon
+"
+        );
     }
 
     #[test]

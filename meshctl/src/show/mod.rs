@@ -109,6 +109,8 @@ mod tests {
         check(&samples::vdc_list());
         check(&samples::node_list());
         check(&samples::node_revoked());
+        check(&samples::issued_list());
+        check(&samples::vdc_recovered());
         check(&samples::peer_list());
         check(&samples::connected());
         check(&samples::invite_created());

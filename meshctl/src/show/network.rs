@@ -1,8 +1,8 @@
 //! Nodes, peers, sites.
 
 use vdc_api::{
-    Connected, LinkState, LinkView, NodeList, NodeRevoked, NodeView, PathKind, PathView, PeerList, PeerView,
-    RecordView, SiteList, Standing,
+    Connected, IssuedList, LinkState, LinkView, NodeList, NodeRevoked, NodeView, PathKind, PathView, PeerList,
+    PeerView, RecordView, SiteList, Standing,
 };
 
 use super::table::{Cell, Table, or_none};
@@ -220,6 +220,40 @@ impl Show for NodeRevoked {
                 self.unconfirmed.join(", ")
             ));
         }
+        text.push_str(&void(&self.void, "members void and cut off with it", style));
+        self.notes.iter().for_each(|note| text.push_str(&format!("note: {note}\n")));
+        text
+    }
+}
+
+/// Members whose record does not count.
+fn void(members: &[String], verb: &str, style: Style) -> String {
+    if members.is_empty() {
+        return String::new();
+    }
+    format!("{} {verb}: {}\n", style.paint(Paint::Warn, "warning:"), members.join(", "))
+}
+
+impl Show for IssuedList {
+    fn show(&self, style: Style) -> String {
+        let mut table = Table::new(&[">NUMBER", "KIND", "SUBJECT", "DATE", "RECORD", ""]);
+        for one in &self.records {
+            let fate = if one.void { Cell::new("void").paint(Paint::Bad) } else { Cell::new("") };
+            table.row([
+                one.number.to_string().into(),
+                one.kind.as_str().into(),
+                one.subject.as_str().into(),
+                or_none(one.at.clone(), |at| at),
+                one.hash.as_str().into(),
+                fate,
+            ]);
+        }
+        let name = format!("{}.{}", self.node, self.site);
+        let mut text = table.render_or(&format!("{name} signed nothing that this node knows of"), style);
+        if self.void.is_empty() {
+            text.push_str("no member would be void\n");
+        }
+        text.push_str(&void(&self.void, "members that would be void and cut off", style));
         self.notes.iter().for_each(|note| text.push_str(&format!("note: {note}\n")));
         text
     }
@@ -332,7 +366,21 @@ revoked lisbon1.lisbon
   record     tombstone 0c0c0c0c0c0c0c0c, number 12 by paris1.paris
   confirmed  1 of 2 members
 warning: not told yet: berlin2; they learn it from the first member they meet
+warning: members void and cut off with it: lisbon3.lisbon
 note: 2 open invites of lisbon1 ended with it
+"
+        );
+    }
+
+    #[test]
+    fn issued_records_show_what_would_be_void() {
+        assert_eq!(
+            samples::issued_list().show(PLAIN()),
+            "\
+NUMBER  KIND    SUBJECT         DATE                  RECORD
+     4  member  lisbon2.lisbon  2026-03-01T12:04:00Z  0404040404040404
+     7  member  lisbon3.lisbon  2026-03-01T12:07:00Z  0707070707070707  void
+warning: members that would be void and cut off: lisbon3.lisbon
 "
         );
     }

@@ -22,7 +22,7 @@ use crate::entropy::random;
 use crate::events;
 use crate::joining::{self, Progress};
 use crate::ping::Pinger;
-use crate::vdc_core::{CoreHandle, Revoked, Wish, chain, found, parse_name};
+use crate::vdc_core::{Core, CoreHandle, Revoked, Wish, chain, found, parse_name, parse_owner_key, print_owner_key};
 use crate::views;
 
 /// How long a revocation waits for members to confirm it before it answers.
@@ -145,7 +145,7 @@ impl Backend for Operations {
             fqdn: node.fqdn,
             addresses: node.addresses,
             recovery_key: api::RecoveryKey {
-                secret: format!("recovery1.{}", data_encoding::BASE32_NOPAD.encode(&new.recovery.seed())),
+                secret: print_owner_key(&new.recovery),
                 public_key: new.recovery.public().to_string(),
                 threshold: new.threshold,
                 owners: new.owners,
@@ -265,7 +265,10 @@ impl Backend for Operations {
         if reason.len() > 200 {
             return Err(ApiError::bad_request("reason", "a reason has at most 200 bytes"));
         }
-        let revoked = handle.with(move |core| core.revoke(&node, &reason)).await??;
+        let owner = self.owner_key(&handle, request.owner_key).await?;
+        let keep_through = request.keep_through;
+        let work = move |core: &mut Core| core.as_owner(owner, |core| core.revoke(&node, &reason, keep_through));
+        let revoked = handle.with(work).await??;
         let (confirmed, unconfirmed) = spread(&handle, &revoked).await;
         let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
         Ok(api::NodeRevoked {
@@ -276,7 +279,8 @@ impl Backend for Operations {
             confirmed: count(confirmed as usize),
             members: count(revoked.members.len()),
             unconfirmed: handle.with(move |core| core.names(&unconfirmed)).await?,
-            notes: vec![],
+            void: revoked.void,
+            notes: revoked.notes,
         })
     }
 
@@ -287,8 +291,21 @@ impl Backend for Operations {
         node: &str,
         change: api::GrantChange,
     ) -> Result<api::NodeView, ApiError> {
+        let (handle, node, mut change) = (self.find(vdc).await?, node.to_owned(), change);
+        let owner = self.owner_key(&handle, change.owner_key.take()).await?;
+        handle.with(move |core| core.as_owner(owner, |core| core.grant_any(&node, &change))).await?
+    }
+
+    async fn node_issued(&self, vdc: &str, node: &str, query: api::IssuedQuery) -> Result<api::IssuedList, ApiError> {
         let node = node.to_owned();
-        self.find(vdc).await?.with(move |core| core.grant(&node, &change)).await?
+        self.find(vdc).await?.with(move |core| core.issued(&node, query.keep_through)).await?
+    }
+
+    async fn vdc_recover(&self, _: &Call, vdc: &str, request: api::VdcRecover) -> Result<api::VdcRecovered, ApiError> {
+        let handle = self.find(vdc).await?;
+        let owner = self.owner_key(&handle, request.owner_key).await?;
+        let done = handle.with(move |core| core.as_owner(owner, |core| core.recover(request.registrar))).await??;
+        handle.with(move |core| core.recovered(done)).await?
     }
 
     async fn peers(&self, vdc: &str) -> Result<api::PeerList, ApiError> {
@@ -413,6 +430,25 @@ impl Backend for Operations {
 }
 
 impl Daemon {
+    /// The owner key that came with a request, if it is one of this VDC's.
+    async fn owner_key(
+        &self,
+        handle: &CoreHandle,
+        text: Option<api::OwnerKey>,
+    ) -> Result<Option<vdc::SigningKey>, ApiError> {
+        let Some(text) = text else { return Ok(None) };
+        let key = parse_owner_key(&text)?;
+        let public = key.public();
+        let Err(mut error) = handle.with(move |core| core.check_owner(&public)).await? else { return Ok(Some(key)) };
+        for other in self.handles().await {
+            if other.alias() != handle.alias() && other.with(move |core| core.check_owner(&public)).await?.is_ok() {
+                error = error.cause(format!("it is an owner key of VDC {}", other.alias()));
+                error = error.hint(format!("name that one with `--vdc {}`", other.alias()));
+            }
+        }
+        Err(error)
+    }
+
     async fn join_to_the_end(
         &self,
         invite: &vdc::invite::Invite,

@@ -90,7 +90,7 @@ impl Core {
 
     // ---- grants
 
-    pub(crate) fn grant(&mut self, node: &str, change: &api::GrantChange) -> Result<api::NodeView, ApiError> {
+    pub(super) fn grant(&mut self, node: &str, change: &api::GrantChange) -> Result<api::NodeView, ApiError> {
         let member = self.find(node)?;
         let subject = member.node;
         let mut roles: Vec<Role> = member.roles.iter().copied().filter(|r| *r == Role::Operator).collect();
@@ -135,30 +135,12 @@ impl Core {
 
     // ---- revoking
 
-    /// Ends a node. Returns its view from before, the tombstone, and who should hear of it now.
-    pub(crate) fn revoke(&mut self, node: &str, reason: &str) -> Result<Revoked, ApiError> {
-        let member = self.find(node)?.clone();
-        if member.node == self.own_key() {
-            return Err(ApiError::new(ErrorCode::Refused, "a node does not revoke itself")
-                .hint("use `meshctl leave` here, or revoke it from another admin's node"));
-        }
-        if let (vdc::roster::Standing::Revoked, Some(tombstone)) = (member.standing, member.records.tombstone) {
-            return Ok(self.revoked(&member, tombstone));
-        }
-        let keep = self.roster.issued_by(&member.node);
-        let now = self.now();
-        let tombstone = self
-            .publish(Signer::OwnerOrNode, |view, key| issue::revocation(view, key, &member.node, reason, now, &keep))?;
-        self.event(api::Severity::Warning, "node-revoked", Some(member.full_name()), format!("revoked: {reason}"));
-        Ok(self.revoked(&member, tombstone))
-    }
-
-    fn revoked(&self, member: &MemberView, tombstone: Hash) -> Revoked {
+    pub(super) fn revoked(&self, member: &MemberView, tombstone: Hash) -> Revoked {
         let record = self.with_context(|context| context.record_or_hash("tombstone", &tombstone));
         let members: Vec<Key> =
             self.view.reachable().map(|m| m.node).filter(|key| *key != self.own_key() && *key != member.node).collect();
         let signed = self.record(&tombstone).cloned();
-        Revoked { member: member.clone(), record, signed, members }
+        Revoked { member: member.clone(), record, signed, members, void: vec![], notes: vec![] }
     }
 
     // ---- leaving
@@ -181,7 +163,7 @@ impl Core {
                 None => "this node is the only admin of the VDC".to_owned(),
             };
             return Err(ApiError::refused(what).hint(
-                "let another node take over first (`meshctl site add` for a registrar), or end it with `meshctl leave --force`",
+                "let another node take over first (`meshctl site add` for a registrar, `meshctl grant NODE --role admin`), or end it with `meshctl leave --force`",
             ));
         }
         let now = self.now();
@@ -656,6 +638,9 @@ pub(crate) struct Revoked {
     pub(crate) signed: Option<Arc<Signed>>,
     /// Who should hear of it.
     pub(crate) members: Vec<Key>,
+    /// Members that are void with it.
+    pub(crate) void: Vec<String>,
+    pub(crate) notes: Vec<String>,
 }
 
 pub(super) fn not_a_member() -> ApiError {
@@ -666,11 +651,11 @@ fn grantable(field: &str, text: &str) -> Result<Role, ApiError> {
     match text {
         "operator" => Ok(Role::Operator),
         "host" => Err(ApiError::bad_request(field, "every member is a host; it cannot be granted or removed")),
-        "admin" | "owner" | "registrar" => {
-            Err(ApiError::bad_request(field, format!("{text} is no role that a grant gives"))
-                .hint("registrars come by `meshctl site add`; admins are delegated by the owners"))
+        "owner" | "registrar" => Err(ApiError::bad_request(field, format!("{text} is no role that a grant gives"))
+            .hint("registrars come by `meshctl site add`; an owner is who holds an owner key")),
+        other => {
+            Err(ApiError::bad_request(field, format!("there is no role {other:?}")).hint("roles: operator, admin"))
         }
-        other => Err(ApiError::bad_request(field, format!("there is no role {other:?}")).hint("roles: operator")),
     }
 }
 

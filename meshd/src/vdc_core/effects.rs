@@ -352,8 +352,13 @@ impl Core {
             }
         }
         if self.secrets.owner.is_some() && self.view.threshold == 1 {
-            let admins: Vec<_> =
-                self.view.admins.iter().filter(|a| !a.closed && due(a.delegation.not_after)).map(|a| a.key).collect();
+            let admins: Vec<_> = self
+                .view
+                .admins
+                .iter()
+                .filter(|a| !a.closed && !a.delegation.is_withdrawn() && due(a.delegation.not_after))
+                .map(|a| a.key)
+                .collect();
             for key in admins {
                 if let Err(error) = self.publish(Signer::OwnerOrNode, |view, owner| issue::admin(view, owner, key, now))
                 {

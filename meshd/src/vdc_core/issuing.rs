@@ -74,8 +74,17 @@ impl Core {
     }
 }
 
+/// Only the owners may do it, and no owner key is here.
+pub(super) fn owner_key_needed(what: &str) -> ApiError {
+    ApiError::new(ErrorCode::OwnerKeyNeeded, format!("{what} takes an owner key, and none is kept on this node"))
+        .hint("give the recovery key from the safe with `--key-file FILE`, or `--key-file -` to read it from stdin")
+}
+
 /// Why this node may not sign something. The text of an [`IssueError`] is `what; what to do`.
 pub(super) fn refused(error: &IssueError) -> ApiError {
+    if let IssueError::RankTooLow { rank: issue::RANK_ADMIN, .. } = error {
+        return owner_key_needed("revoking an admin");
+    }
     let text = error.to_string();
     let code = match error {
         IssueError::UnknownSite(_) | IssueError::UnknownNode(_) | IssueError::UnknownBlock(_) => ErrorCode::NotFound,

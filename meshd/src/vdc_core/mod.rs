@@ -4,6 +4,7 @@
 //! method of it. Whatever changes the roster goes through [`Core::settle`]: durable first, then believed, then acted on
 //! (tunnels, links, firewall, names), then pushed to the peers.
 
+mod authority;
 mod commands;
 mod door;
 mod effects;
@@ -12,6 +13,7 @@ mod revoked;
 mod status;
 mod task;
 
+pub(crate) use authority::{parse_owner_key, print_owner_key};
 pub(crate) use commands::{Revoked, parse_name};
 pub(crate) use effects::{chain, nothing_allowed};
 pub(crate) use issuing::{Wish, found};

@@ -44,6 +44,7 @@ impl Core {
             .collect();
         work(&Context {
             own: self.own_key(),
+            keeps_owner_key: self.secrets.owner.is_some(),
             alias: self.alias.as_str(),
             view: &self.view,
             roster: &self.roster,
@@ -145,7 +146,9 @@ impl Core {
                 ProblemCode::MembershipExpired,
                 Degraded,
                 "this node's membership has expired; nobody talks to it".into(),
-                Some("bring a registrar of this site back, or let an admin make one (`meshctl site add`)"),
+                Some(
+                    "bring a registrar of this site back, or stand in on an admin (`meshctl vdc recover --registrar`)",
+                ),
             ),
             Some(Standing::Grace { until }) => add(
                 ProblemCode::MembershipInGrace,
@@ -165,7 +168,7 @@ impl Core {
                 ProblemCode::NoRegistrar,
                 Degraded,
                 format!("site {} has no registrar: nobody is admitted or renewed", own.site_name),
-                Some("let an admin give it one (`meshctl site add`)"),
+                Some("stand in on an admin: `meshctl vdc recover --registrar`"),
             );
         }
         if let Some(error) = &self.write_failed {

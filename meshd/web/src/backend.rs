@@ -5,9 +5,9 @@ use futures::stream::BoxStream;
 use vdc_api::{
     ApiError, BlockCreate, BlockList, BlockView, ConnectRequest, Connected, EventList, EventView, EventsQuery,
     ExplainQuery, Explanation, ExposureChange, ExposureList, ExposureView, GrantChange, Health, InviteCreate,
-    InviteCreated, InviteList, InviteView, JoinEvent, JoinRequest, LeaveRequest, Left, NodeList, NodeRevoke,
-    NodeRevoked, NodeView, PeerList, PingEvent, PingQuery, Renewed, SiteAdd, SiteAdded, SiteList, Status, StatusQuery,
-    VdcCreate, VdcCreated, VdcList, VdcView, Version,
+    InviteCreated, InviteList, InviteView, IssuedList, IssuedQuery, JoinEvent, JoinRequest, LeaveRequest, Left,
+    NodeList, NodeRevoke, NodeRevoked, NodeView, PeerList, PingEvent, PingQuery, Renewed, SiteAdd, SiteAdded, SiteList,
+    Status, StatusQuery, VdcCreate, VdcCreated, VdcList, VdcRecover, VdcRecovered, VdcView, Version,
 };
 
 use crate::Caller;
@@ -44,6 +44,8 @@ pub trait Backend: Send + Sync + 'static {
     async fn vdc_create(&self, call: &Call, request: VdcCreate) -> Result<VdcCreated, ApiError>;
     async fn vdc_use(&self, call: &Call, vdc: &str) -> Result<VdcView, ApiError>;
 
+    async fn vdc_recover(&self, call: &Call, vdc: &str, request: VdcRecover) -> Result<VdcRecovered, ApiError>;
+
     /// Starts a join. What can be refused at once (a malformed token) is best refused here; the stream is drained to its
     /// end even if the client goes away.
     async fn join(&self, call: &Call, request: JoinRequest) -> Result<Items<JoinEvent>, ApiError>;
@@ -59,6 +61,7 @@ pub trait Backend: Send + Sync + 'static {
         node: &str,
         request: NodeRevoke,
     ) -> Result<NodeRevoked, ApiError>;
+    async fn node_issued(&self, vdc: &str, node: &str, query: IssuedQuery) -> Result<IssuedList, ApiError>;
     async fn grant(&self, call: &Call, vdc: &str, node: &str, change: GrantChange) -> Result<NodeView, ApiError>;
     async fn peers(&self, vdc: &str) -> Result<PeerList, ApiError>;
     async fn connect(&self, call: &Call, vdc: &str, request: ConnectRequest) -> Result<Connected, ApiError>;

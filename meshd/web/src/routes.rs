@@ -43,6 +43,7 @@ fn of_the_node(routes: Routes) -> Routes {
 fn of_a_vdc(routes: Routes) -> Routes {
     routes
         .json(endpoint::VDC_USE, |c, (), ()| async move { c.backend.vdc_use(&c.call, c.vdc()).await })
+        .json(endpoint::VDC_RECOVER, |c, (), body| async move { c.backend.vdc_recover(&c.call, c.vdc(), body).await })
         .json(endpoint::LEAVE, |c, (), body| async move { c.backend.leave(&c.call, c.vdc(), body).await })
         .json(endpoint::RENEW, |c, (), ()| async move { c.backend.renew(&c.call, c.vdc()).await })
         .json(endpoint::NODE_LIST, |c, (), ()| async move { c.backend.node_list(c.vdc()).await })
@@ -50,6 +51,7 @@ fn of_a_vdc(routes: Routes) -> Routes {
         .json(endpoint::NODE_REVOKE, |c, (), body| async move {
             c.backend.node_revoke(&c.call, c.vdc(), c.id(), body).await
         })
+        .json(endpoint::NODE_ISSUED, |c, query, ()| async move { c.backend.node_issued(c.vdc(), c.id(), query).await })
         .json(endpoint::GRANT, |c, (), body| async move { c.backend.grant(&c.call, c.vdc(), c.id(), body).await })
         .json(endpoint::PEERS, |c, (), ()| async move { c.backend.peers(c.vdc()).await })
         .json(endpoint::CONNECT, |c, (), body| async move { c.backend.connect(&c.call, c.vdc(), body).await })

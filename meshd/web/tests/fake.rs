@@ -234,6 +234,10 @@ impl Backend for Fake {
             _ => Ok(items(events)),
         }
     }
+    async fn vdc_recover(&self, call: &Call, vdc: &str, request: VdcRecover) -> Result<VdcRecovered, ApiError> {
+        self.note("vdc_recover", Some(call), &[&vdc, &request]);
+        Ok(samples::vdc_recovered())
+    }
     async fn leave(&self, call: &Call, vdc: &str, request: LeaveRequest) -> Result<Left, ApiError> {
         self.note("leave", Some(call), &[&vdc, &request]);
         Ok(samples::left())
@@ -262,6 +266,10 @@ impl Backend for Fake {
     async fn node_revoke(&self, call: &Call, vdc: &str, node: &str, r: NodeRevoke) -> Result<NodeRevoked, ApiError> {
         self.note("node_revoke", Some(call), &[&vdc, &node, &r]);
         Ok(samples::node_revoked())
+    }
+    async fn node_issued(&self, vdc: &str, node: &str, query: IssuedQuery) -> Result<IssuedList, ApiError> {
+        self.note("node_issued", None, &[&vdc, &node, &query]);
+        Ok(samples::issued_list())
     }
     async fn grant(&self, call: &Call, vdc: &str, node: &str, change: GrantChange) -> Result<NodeView, ApiError> {
         self.note("grant", Some(call), &[&vdc, &node, &change]);

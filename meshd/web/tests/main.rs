@@ -71,7 +71,10 @@ mod tests {
         let path = endpoint::NODE_REVOKE.path_with(&["-", "a b/c%"]);
         daemon.client().await.send("POST", &path, r#"{"reason":"stolen"}"#).await;
         let call = daemon.calls().pop().expect("the call was made");
-        assert_eq!(call.arguments, r#"- a b/c% NodeRevoke { reason: Some("stolen") }"#);
+        assert_eq!(
+            call.arguments,
+            r#"- a b/c% NodeRevoke { reason: Some("stolen"), keep_through: None, owner_key: None }"#
+        );
         let caller = call.call.expect("a change has a caller").caller;
         assert_eq!(caller.pid, i32::try_from(std::process::id()).ok());
         let metrics = daemon.client().await.send("GET", "/metrics", "").await;

@@ -10,9 +10,9 @@ use utoipa::{IntoParams, PartialSchema, ToSchema};
 use crate::{
     BlockCreate, BlockList, BlockView, ConnectRequest, Connected, EventList, EventView, EventsQuery, ExplainQuery,
     Explanation, ExposureChange, ExposureList, ExposureView, GrantChange, Health, InviteCreate, InviteCreated,
-    InviteList, InviteView, JoinEvent, JoinRequest, LeaveRequest, Left, NodeList, NodeRevoke, NodeRevoked, NodeView,
-    PeerList, PingEvent, PingQuery, Renewed, SiteAdd, SiteAdded, SiteList, Status, StatusQuery, VdcCreate, VdcCreated,
-    VdcList, VdcView, Version,
+    InviteList, InviteView, IssuedList, IssuedQuery, JoinEvent, JoinRequest, LeaveRequest, Left, NodeList, NodeRevoke,
+    NodeRevoked, NodeView, PeerList, PingEvent, PingQuery, Renewed, SiteAdd, SiteAdded, SiteList, Status, StatusQuery,
+    VdcCreate, VdcCreated, VdcList, VdcRecover, VdcRecovered, VdcView, Version,
 };
 
 /// How an operation is called.
@@ -213,6 +213,8 @@ endpoints! {
     VDC_CREATE = vdc_create: Post "/v1/vdcs", VdcCreate => Json VdcCreated;
     /// Lead the host's IPv4 routes into this VDC and let commands mean it by default
     VDC_USE = vdc_use: Put "/v1/vdcs/{vdc}/use" => Json VdcView;
+    /// Make this node an admin by an owner key, and a registrar where one is gone
+    VDC_RECOVER = vdc_recover: Post "/v1/vdcs/{vdc}/recover", VdcRecover => Json VdcRecovered;
     /// Join a VDC by token
     JOIN = join: Post "/v1/join", JoinRequest => Stream JoinEvent;
     /// Leave a VDC
@@ -225,6 +227,8 @@ endpoints! {
     NODE_SHOW = node_show: Get "/v1/vdcs/{vdc}/nodes/{node}" => Json NodeView;
     /// End a node's membership
     NODE_REVOKE = node_revoke: Post "/v1/vdcs/{vdc}/nodes/{node}/revoke", NodeRevoke => Json NodeRevoked;
+    /// What a node signed for others, and what its revocation would make void
+    NODE_ISSUED = node_issued: Get "/v1/vdcs/{vdc}/nodes/{node}/issued" ? IssuedQuery => Json IssuedList;
     /// Change a node's roles and labels
     GRANT = grant: Patch "/v1/vdcs/{vdc}/nodes/{node}/grant", GrantChange => Json NodeView;
     /// How this node reaches the others

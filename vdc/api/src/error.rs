@@ -16,6 +16,8 @@ pub enum ErrorCode {
     PermissionDenied,
     /// The VDC's records do not allow it: this node lacks the role or the delegation.
     Refused,
+    /// Only the owners may do this, and no owner key is kept on this node: repeat the request with one.
+    OwnerKeyNeeded,
     NotFound,
     MethodNotAllowed,
     /// It would contradict what exists: a taken name, a second VDC of one name.
@@ -59,7 +61,7 @@ impl ErrorCode {
     pub fn status(self) -> u16 {
         match self {
             Self::BadRequest | Self::InviteInvalid => 400,
-            Self::PermissionDenied | Self::Refused => 403,
+            Self::PermissionDenied | Self::Refused | Self::OwnerKeyNeeded => 403,
             Self::NotFound => 404,
             Self::MethodNotAllowed => 405,
             Self::Conflict
@@ -86,6 +88,7 @@ impl ErrorCode {
             Self::BadRequest => "bad-request",
             Self::PermissionDenied => "permission-denied",
             Self::Refused => "refused",
+            Self::OwnerKeyNeeded => "owner-key-needed",
             Self::NotFound => "not-found",
             Self::MethodNotAllowed => "method-not-allowed",
             Self::Conflict => "conflict",
@@ -206,6 +209,7 @@ mod tests {
             ErrorCode::BadRequest,
             ErrorCode::PermissionDenied,
             ErrorCode::Refused,
+            ErrorCode::OwnerKeyNeeded,
             ErrorCode::NotFound,
             ErrorCode::MethodNotAllowed,
             ErrorCode::Conflict,

@@ -18,6 +18,7 @@
 //! - A field without a value is `null`.
 #![forbid(unsafe_code)]
 
+mod authority;
 pub mod endpoint;
 mod error;
 mod event;
@@ -36,6 +37,7 @@ mod status;
 mod time;
 mod vdc;
 
+pub use authority::{IssuedList, IssuedQuery, IssuedView, OwnerKey, VdcRecover, VdcRecovered};
 pub use endpoint::{Endpoint, Method, Reply};
 pub use error::{ApiError, ErrorBody, ErrorCode};
 pub use event::{EventList, EventView, EventsQuery, Severity};

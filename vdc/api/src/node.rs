@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::RecordView;
+use crate::{OwnerKey, RecordView};
 
 /// A node's addresses in a VDC.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -188,11 +188,18 @@ pub struct CandidateView {
 }
 
 /// Ends a node's membership at once.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct NodeRevoke {
     /// For the audit log, at most 200 bytes.
     pub reason: Option<String>,
+    /// If the node signed records for others: everything after its record of this number is void. All that this node knows
+    /// is kept if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keep_through: Option<u64>,
+    /// Needed to revoke an admin, unless an owner key is kept on this node. Used for this request and kept nowhere.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owner_key: Option<OwnerKey>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -208,6 +215,8 @@ pub struct NodeRevoked {
     pub members: u32,
     /// Names of members that could not be told yet; they learn it when they next meet any other.
     pub unconfirmed: Vec<String>,
+    /// Members, as `NODE.SITE`, that are void because the record that admitted them is: they must join anew.
+    pub void: Vec<String>,
     /// What else follows, for example invites that ended with it.
     pub notes: Vec<String>,
 }
@@ -224,6 +233,9 @@ pub struct GrantChange {
     pub add_labels: Vec<String>,
     #[serde(default)]
     pub remove_labels: Vec<String>,
+    /// Needed for the role `admin`, unless an owner key is kept on this node. Used for this request and kept nowhere.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owner_key: Option<OwnerKey>,
 }
 
 /// Names a member's control address by hand: the way back in after every address has changed.

@@ -3,11 +3,11 @@
 use crate::{
     Addresses, BlockList, BlockView, CandidateView, Connected, ControlLinkView, DataPathView, DnsState, DnsView,
     EventList, EventView, ExplainStep, Explanation, ExposureList, ExposureView, Health, HealthState, InviteCreated,
-    InviteList, InviteState, InviteView, JoinEvent, Joined, Left, LinkState, LinkView, ListenView, MembershipView,
-    NodeList, NodeRevoked, NodeView, PartyView, PathKind, PathView, PeerList, PeerView, PingEvent, Problem,
-    ProblemCode, ProblemSeverity, Reachability, ReachabilityVerdict, RecordView, RecoveryKey, RedemptionView, Renewed,
-    RosterView, Severity, SiteAdded, SiteList, SiteView, Standing, Status, StepState, StepVerdict, StepView,
-    VdcCreated, VdcList, VdcStatus, VdcView, Version,
+    InviteList, InviteState, InviteView, IssuedList, IssuedView, JoinEvent, Joined, Left, LinkState, LinkView,
+    ListenView, MembershipView, NodeList, NodeRevoked, NodeView, PartyView, PathKind, PathView, PeerList, PeerView,
+    PingEvent, Problem, ProblemCode, ProblemSeverity, Reachability, ReachabilityVerdict, RecordView, RecoveryKey,
+    RedemptionView, Renewed, RosterView, Severity, SiteAdded, SiteList, SiteView, Standing, Status, StepState,
+    StepVerdict, StepView, VdcCreated, VdcList, VdcRecovered, VdcStatus, VdcView, Version,
 };
 
 #[must_use]
@@ -236,7 +236,44 @@ pub fn node_revoked() -> NodeRevoked {
         confirmed: 1,
         members: 2,
         unconfirmed: vec!["berlin2".into()],
+        void: vec!["lisbon3.lisbon".into()],
         notes: vec!["2 open invites of lisbon1 ended with it".into()],
+    }
+}
+
+#[must_use]
+pub fn vdc_recovered() -> VdcRecovered {
+    VdcRecovered {
+        vdc: "acme".into(),
+        node: node_paris(),
+        admin_signed: true,
+        admin_until: "2027-03-01T12:00:00Z".into(),
+        sites_taken: vec!["paris".into()],
+        sites_served: vec!["berlin".into(), "paris".into()],
+        notes: vec!["site lisbon is still served by lisbon1.lisbon".into()],
+    }
+}
+
+/// The registrar of lisbon, of whose records the last one would be void.
+#[must_use]
+pub fn issued_list() -> IssuedList {
+    let member = |number: u64, subject: &str, void| IssuedView {
+        number,
+        kind: "member".into(),
+        hash: format!("{number:02x}").repeat(8),
+        subject: subject.into(),
+        at: Some(format!("2026-03-01T12:{number:02}:00Z")),
+        void,
+    };
+    IssuedList {
+        vdc: "acme".into(),
+        node: "lisbon1".into(),
+        site: "lisbon".into(),
+        key: "d3".repeat(32),
+        keep_through: Some(4),
+        records: vec![member(4, "lisbon2.lisbon", false), member(7, "lisbon3.lisbon", true)],
+        void: vec!["lisbon3.lisbon".into()],
+        notes: vec![],
     }
 }
 

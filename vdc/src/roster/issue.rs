@@ -29,6 +29,9 @@ pub const SITE_IPV4_LENGTH: u8 = 20;
 /// Prefix length of a node's IPv4 block: the host and 13 workloads.
 pub const NODE_IPV4_LENGTH: u8 = 28;
 
+/// How [`IssueError::RankTooLow`] names an admin: only the owners close one.
+pub const RANK_ADMIN: &str = "an admin";
+
 /// A record's body and the office that it stands on, ready to be numbered and signed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Draft {
@@ -212,6 +215,22 @@ pub fn admin(view: &View, owner: &Key, subject: Key, now: UnixTime) -> Result<Dr
     }
     let held = view.admins.iter().filter(|a| a.key == subject).map(|a| &a.delegation);
     delegation(Office::root(&view.vdc), subject, Authority::Admin, held, now)
+}
+
+/// Takes an admin's right back: the next delegation of the same right, which ends before it began on every clock.
+///
+/// What the admin signed stays. Its own tools sign nothing more as admin from then on; an admin that is not trusted must
+/// be closed instead ([`revocation`]), because an admin's records carry no date.
+///
+/// # Errors
+/// [`IssueError::NotAdmin`] if `owner` is not an owner key.
+pub fn withdrawal(view: &View, owner: &Key, subject: Key, now: UnixTime) -> Result<Draft, IssueError> {
+    let mut draft = admin(view, owner, subject, now)?;
+    if let Body::Delegation(delegation) = &mut draft.body {
+        delegation.not_before = UnixTime(delegation.not_before.0.saturating_sub(1));
+        delegation.not_after = delegation.not_before;
+    }
+    Ok(draft)
 }
 
 /// Makes a key a registrar of a site, or renews it as one: a renewed delegation keeps its beginning.
@@ -418,9 +437,9 @@ pub fn revocation(
     let is_registrar = view.sites.values().flat_map(|s| &s.registrars).any(|r| r.key == *subject);
     let too_low = |rank| IssueError::RankTooLow { subject: *subject, rank };
     let under = match admin_office(view, signer) {
-        Ok(office) if is_admin && office != Office::root(&view.vdc) => return Err(too_low("an admin")),
+        Ok(office) if is_admin && office != Office::root(&view.vdc) => return Err(too_low(RANK_ADMIN)),
         Ok(office) => office,
-        Err(_) if is_admin => return Err(too_low("an admin")),
+        Err(_) if is_admin => return Err(too_low(RANK_ADMIN)),
         Err(_) if is_registrar => return Err(too_low("a registrar")),
         Err(_) => {
             let member = view.members.get(subject).ok_or(IssueError::UnknownNode(*subject))?;

@@ -28,6 +28,7 @@ mod authority;
 mod belief;
 mod judge;
 mod merge;
+mod recovery;
 mod view;
 
 pub mod issue;
@@ -285,10 +286,12 @@ impl Roster {
         found
     }
 
-    /// What an issuer signed, as far as it is stored: from which the estate of its closing is chosen.
+    /// What an issuer signed, as far as it is stored or remains of it: from which the estate of its closing is chosen.
     #[must_use]
     pub fn issued_by(&self, issuer: &Key) -> Vec<Arc<Signed>> {
-        self.records.values().filter(|r| r.issuer == *issuer && r.under != Office::root(&self.vdc)).cloned().collect()
+        let stored = self.records.values().filter(|r| r.issuer == *issuer && r.under != Office::root(&self.vdc));
+        let remaining = self.closed.get(issuer).into_iter().flat_map(|c| c.remaining.values()).map(|e| &e.record);
+        stored.chain(remaining).cloned().collect()
     }
 
     /// The number after the highest that is stored of `issuer`; 1 if there is none. For an issuer that kept no count.

@@ -1,3 +1,4 @@
+mod authority;
 mod cases;
 mod golden;
 pub(crate) mod lab;
