@@ -46,7 +46,7 @@ pub(crate) struct LinkInfo {
     pub(crate) transport: &'static str,
     pub(crate) since: Instant,
     pub(crate) version: Option<String>,
-    /// The peer's clock minus ours in seconds, as of its greeting.
+    /// The peer's clock minus ours in seconds, now.
     pub(crate) clock_offset_s: Option<i64>,
 }
 
