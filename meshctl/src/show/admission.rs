@@ -206,10 +206,12 @@ impl Show for Renewed {
 impl Show for SiteAdded {
     fn show(&self, style: Style) -> String {
         let site = &self.site;
+        // Said above already.
+        let invite = InviteCreated { site_created: false, ..self.invite.clone() };
         let verb = if self.existed { "site" } else { "added site" };
         let ipv4 = site.ipv4.as_ref().map(|block| format!("  {block}")).unwrap_or_default();
         let name = style.paint(Paint::Strong, &site.name);
-        format!("{verb} {name}  {}{ipv4}\n{}", site.ipv6, self.invite.show(style))
+        format!("{verb} {name}  {}{ipv4}\n{}", site.ipv6, invite.show(style))
     }
 }
 

@@ -23,7 +23,7 @@ use crate::entropy::random;
 use crate::events;
 use crate::joining::{self, Progress};
 use crate::ping::Pinger;
-use crate::vdc_core::{CoreHandle, Revoked, Wish, chain, found, load, parse_name};
+use crate::vdc_core::{CoreHandle, Revoked, Wish, chain, found, id_of, parse_name};
 use crate::views;
 
 /// How long a revocation waits for members to confirm it before it answers.
@@ -430,9 +430,9 @@ impl Daemon {
     /// Takes what is left of a VDC that cannot be served off this box, without a word to its members.
     async fn forget(&self, alias: &Name) -> Result<api::Left, ApiError> {
         let dir = self.vdc_dir(alias)?;
-        // A damaged one does not say which routes are its own: they go with the next boot.
-        if let Ok(loaded) = load(&dir) {
-            DataPlane::remove(alias, *loaded.roster.vdc_id()).await?;
+        // Where not even that can be read, the error of the next VDC of this name says which interface is in its way.
+        if let Some(vdc) = id_of(&dir) {
+            DataPlane::remove(alias, vdc).await?;
         }
         self.vdc_dir(alias)?.remove().map_err(|error| crate::error::storage(&error))?;
         self.not_served.write().await.remove(alias);

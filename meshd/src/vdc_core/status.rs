@@ -217,8 +217,7 @@ impl Core {
             add(ProblemCode::NotReachableFromOutside, Warning, text, Some(hint));
         }
         if let Some(text) = self.only_one() {
-            let hint = "let more boxes join (`meshctl invite create`), give other sites a registrar of their own (`meshctl site \
-                        add`), keep the recovery key in a safe, and back this box's state directory up";
+            let hint = "let more boxes join (`meshctl invite create`, `meshctl site add`), and back this box up (docs/operations.md)";
             add(ProblemCode::NoRedundancy, Warning, text, Some(hint));
         }
         let path = self.data.view();
