@@ -23,6 +23,12 @@ use crate::terminal::Terminal;
 
 /// The daemon answers within 60 s or says that it could not.
 const ANSWER_TIME: Duration = Duration::from_secs(75);
+/// A daemon that does not answer the simplest question within this time is stuck, whatever else it was asked. Together
+/// with [`CHECK_AFTER`] it makes the five seconds after which people press Ctrl-C.
+const CHECK_TIME: Duration = Duration::from_secs(4);
+/// When the daemon is first asked whether it is there at all, and the pause between two such questions.
+const CHECK_AFTER: Duration = Duration::from_secs(1);
+const CHECK_PAUSE: Duration = Duration::from_secs(10);
 /// The daemon breaks the silence of a stream every 15 s.
 const SILENCE_TIME: Duration = Duration::from_secs(60);
 /// Longest answer in bytes: the status of a VDC with 10,000 nodes has about 10 MB.
@@ -48,7 +54,7 @@ impl Client {
     ) -> Result<R, Failure> {
         let uri = with_query(endpoint.path_with(parts), query);
         let answer = self.exchange(endpoint.method.as_str(), &uri, Bytes::new());
-        parse(&within(ANSWER_TIME, answer).await?)
+        parse(&self.awake(answer).await?)
     }
 
     /// Changes something. The first Ctrl-C only says that the answer is awaited: what the daemon tells once (a token, a
@@ -63,7 +69,7 @@ impl Client {
         let path = endpoint.path_with(parts);
         let body = body_of(body)?;
         let mut interrupt = Interrupt::catch();
-        let mut answer = Box::pin(within(ANSWER_TIME, self.exchange(endpoint.method.as_str(), &path, body)));
+        let mut answer = Box::pin(self.awake(self.exchange(endpoint.method.as_str(), &path, body)));
         tokio::select! {
             // cancel-safe: polled on below.
             answer = &mut answer => return parse(&answer?),
@@ -88,13 +94,41 @@ impl Client {
         body: &B,
     ) -> Result<Items<R>, Failure> {
         let uri = with_query(endpoint.path_with(parts), query);
-        let (response, connection) =
-            within(ANSWER_TIME, self.send(endpoint.method.as_str(), &uri, body_of(body)?)).await?;
+        let (response, connection) = self.awake(self.send(endpoint.method.as_str(), &uri, body_of(body)?)).await?;
         if !response.status().is_success() {
             return Err(within(ANSWER_TIME, refusal(response)).await.unwrap_or_else(|failure| failure));
         }
         let (parser, ready, item) = (Parser::default(), Vec::new().into_iter(), std::marker::PhantomData);
         Ok(Items { body: response.into_body(), parser, ready, item, _connection: connection })
+    }
+
+    /// Waits for `work`, which may take its time, for as long as the daemon shows that it is awake.
+    async fn awake<T>(&self, work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+        tokio::select! {
+            biased;
+            // cancel-safe: nothing follows.
+            result = within(ANSWER_TIME, work) => result,
+            // cancel-safe: see there.
+            failure = self.asleep() => Err(failure),
+        }
+    }
+
+    /// Returns when the daemon takes connections and no longer answers.
+    async fn asleep(&self) -> Failure {
+        let version = vdc_api::endpoint::VERSION;
+        let uri = version.path_with(&[]);
+        tokio::time::sleep(CHECK_AFTER).await;
+        loop {
+            let answer = self.exchange(version.method.as_str(), &uri, Bytes::new());
+            // A refused connection or a failure is an answer; the work itself meets what is behind it.
+            if tokio::time::timeout(CHECK_TIME, answer).await.is_err() {
+                return Failure::new("meshd does not answer")
+                    .exit(Exit::NoDaemon)
+                    .because(format!("it takes connections at {} and is silent", self.socket.display()))
+                    .hint("look at its log (`journalctl -u meshd`); if it hangs: `sudo systemctl restart meshd`");
+            }
+            tokio::time::sleep(CHECK_PAUSE).await;
+        }
     }
 
     async fn exchange(&self, method: &str, uri: &str, body: Bytes) -> Result<Bytes, Failure> {
@@ -234,6 +268,11 @@ fn cannot_connect(socket: &Path, error: &io::Error) -> Failure {
             .exit(Exit::NoDaemon)
             .hint("see why it stopped: `systemctl status meshd`")
             .because(format!("nobody listens at {at}")),
+        // The kernel's queue of connections that wait to be taken is full.
+        io::ErrorKind::WouldBlock => Failure::new("meshd takes no more connections")
+            .exit(Exit::NoDaemon)
+            .hint("it is overloaded or hangs: look at its log (`journalctl -u meshd`), or restart it: `sudo systemctl restart meshd`")
+            .because(format!("too many wait at {at}")),
         _ => Failure::new(format!("cannot reach meshd at {at}")).caused_by(error).exit(Exit::NoDaemon),
     }
 }
@@ -264,6 +303,7 @@ mod tests {
             (io::ErrorKind::NotFound, Exit::NoDaemon, "systemctl start meshd"),
             (io::ErrorKind::ConnectionRefused, Exit::NoDaemon, "systemctl status meshd"),
             (io::ErrorKind::PermissionDenied, Exit::Refused, "group meshd"),
+            (io::ErrorKind::WouldBlock, Exit::NoDaemon, "systemctl restart meshd"),
         ] {
             let failure = cannot_connect(Path::new("/run/meshd/meshd.sock"), &kind.into());
             assert_eq!(failure.exit, exit);

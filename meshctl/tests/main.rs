@@ -433,6 +433,45 @@ mod tests {
         assert_eq!(child.wait().await.expect("it ends").code(), Some(0));
     }
 
+    /// A daemon that was stopped (SIGSTOP, a dead disk): the kernel still takes connections for it.
+    #[tokio::test]
+    async fn daemon_that_hangs_is_told_from_one_that_works_long() {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let socket = directory.path().join("meshd.sock");
+        let _listener = std::os::unix::net::UnixListener::bind(&socket).expect("a fresh path");
+        for words in [&["vdc", "list"][..], &["expose", "80"], &["join", "vdc1.x"], &["version"]] {
+            let started = std::time::Instant::now();
+            let output = meshctl(&socket, words).await;
+            assert!(started.elapsed() < std::time::Duration::from_millis(5_500), "{words:?}: {:?}", started.elapsed());
+            let text = format!("{}{}", output.stdout, output.stderr);
+            assert!(text.contains("meshd does not answer"), "{words:?}: {text}");
+            if words != ["version"] {
+                assert_eq!(output.code, 3, "{words:?}");
+                assert!(text.contains("caused by:") && text.contains("hint:"), "{words:?}: {text}");
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn full_queue_of_connections_is_named() {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let socket = directory.path().join("meshd.sock");
+        let listener = tokio::net::UnixSocket::new_stream().expect("a socket");
+        listener.bind(&socket).expect("a fresh path");
+        let _listener = listener.listen(0).expect("listening");
+        // One connection fits into a queue of length 0.
+        let _waiting = std::os::unix::net::UnixStream::connect(&socket).expect("the first one waits");
+        let started = std::time::Instant::now();
+        let output = meshctl(&socket, &["vdc", "list"]).await;
+        assert!(started.elapsed() < std::time::Duration::from_secs(5));
+        assert_eq!(output.code, 3, "{}", output.stderr);
+        assert!(
+            output.stderr.contains("takes no more connections") && output.stderr.contains("hint:"),
+            "{}",
+            output.stderr
+        );
+    }
+
     #[tokio::test]
     async fn stdin_of_a_join_may_be_closed() {
         let daemon = Daemon::start(vec![]).await;

@@ -137,6 +137,7 @@ impl Config {
         if network.advertise.len() > 8 {
             return Err("network.advertise takes at most 8 names or addresses".into());
         }
+        crate::logging::check_filter(&self.log)?;
         for path in [&self.state_dir, &self.socket] {
             if !path.is_absolute() {
                 return Err(format!("{} must be an absolute path", path.display()));
@@ -174,6 +175,8 @@ mod tests {
             ("prot = 1", "prot"),
             ("[network]\nprot = 1", "prot"),
             ("[network]\nport = 4712", "three different"),
+            ("log = 'info,meshd_tun=loud'", "meshd_tun=loud"),
+            ("log = 'inof'", "inof"),
             ("state_dir = 'x'", "absolute"),
             ("[dns]\nmode = 'magic'", "magic"),
             ("= 1", "line 1"),

@@ -3,6 +3,8 @@
 mod attach;
 mod backend;
 mod metrics;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -13,9 +15,10 @@ use meshd_state::{StateDir, VdcDir};
 use meshd_web::{Listener, WebConfig};
 use tokio::sync::{Mutex, RwLock};
 use tokio_util::sync::CancellationToken;
-use vdc::Name;
+use vdc::{Name, UnixTime};
 use vdc_api::{self as api, ApiError, ErrorCode, Severity};
 
+use crate::clock::system_time;
 use crate::config::Config;
 use crate::data_plane::Fabric;
 use crate::dns_hub::DnsHub;
@@ -26,6 +29,8 @@ use crate::vdc_core::{CoreHandle, Shared};
 
 /// How long tasks have to end after a signal.
 const SHUTDOWN_DEADLINE: Duration = Duration::from_secs(3);
+/// Pause before a VDC that is not served is tried again.
+const RETRY_PAUSE: Duration = Duration::from_secs(5);
 /// File in the state directory that names the VDC in use.
 const IN_USE_FILE: &str = "in-use";
 /// VDCs that one box can be in: each has two ports of its own.
@@ -44,6 +49,48 @@ struct Served {
     slot: usize,
 }
 
+/// One VDC of the state directory that could not be brought up.
+#[derive(Debug)]
+struct NotServed {
+    error: ApiError,
+    since: UnixTime,
+    tried: Instant,
+}
+
+impl NotServed {
+    fn view(&self, alias: &Name) -> api::NotServedView {
+        let retry = RETRY_PAUSE.saturating_sub(self.tried.elapsed());
+        api::NotServedView {
+            name: alias.to_string(),
+            reason: self.error.message.clone(),
+            causes: self.error.causes.clone(),
+            hint: self.error.hint.clone(),
+            since: self.since.to_string(),
+            retry_s: retry.as_secs() + u64::from(retry.subsec_nanos() > 0),
+        }
+    }
+
+    /// What every operation on it is answered with.
+    fn refusal(&self, alias: &Name) -> ApiError {
+        let mut error = self.error.clone();
+        let reason = std::mem::replace(&mut error.message, format!("VDC {alias} is not served at present"));
+        error.causes.insert(0, reason);
+        error
+    }
+
+    fn problem(&self, alias: &Name) -> api::Problem {
+        let reason = std::iter::once(&self.error.message).chain(&self.error.causes).cloned().collect::<Vec<_>>();
+        api::Problem {
+            code: api::ProblemCode::VdcNotServed,
+            severity: api::ProblemSeverity::Degraded,
+            message: format!("VDC {alias} is not served: {}", reason.join(": ")),
+            hint: self.error.hint.clone(),
+            vdc: Some(alias.to_string()),
+            since: Some(self.since.to_string()),
+        }
+    }
+}
+
 /// What the API works on.
 #[derive(Debug)]
 pub(crate) struct Daemon {
@@ -52,6 +99,8 @@ pub(crate) struct Daemon {
     fabric: Fabric,
     started: Instant,
     vdcs: RwLock<BTreeMap<Name, Served>>,
+    /// Those of the state directory that are not in `vdcs`, with the reason.
+    not_served: RwLock<BTreeMap<Name, NotServed>>,
     in_use: Mutex<Option<Name>>,
     /// Only one VDC is created, joined or left at a time.
     membership: Mutex<()>,
@@ -82,6 +131,7 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
         fabric,
         started: Instant::now(),
         vdcs: RwLock::default(),
+        not_served: RwLock::default(),
         in_use: Mutex::new(in_use.and_then(|text| Name::new(text.trim()).ok())),
         membership: Mutex::new(()),
         token: token.clone(),
@@ -117,23 +167,32 @@ impl Daemon {
     /// Starts every VDC of the state directory. One that does not start is reported and retried by the supervisor.
     async fn serve_all(&self) -> anyhow::Result<()> {
         for dir in self.state.vdcs()? {
-            let alias = dir.alias().clone();
-            if let Err(error) = self.serve(dir).await {
-                self.report_not_served(&alias, &error);
-            }
+            self.try_serve(dir).await;
         }
         Ok(())
     }
 
-    fn report_not_served(&self, alias: &Name, error: &ApiError) {
-        let causes = error.causes.join(": ");
-        let text = format!("the VDC is not served: {error}: {causes}");
-        self.shared.events.push(Severity::Error, "vdc-not-served", Some(alias.as_str()), None, text);
+    /// Brings a VDC of the state directory up, or notes why it cannot be; the log and the events tell each reason once.
+    async fn try_serve(&self, dir: VdcDir) {
+        let alias = dir.alias().clone();
+        let Err(error) = self.serve(dir).await else {
+            self.not_served.write().await.remove(&alias);
+            return;
+        };
+        let mut not_served = self.not_served.write().await;
+        let known = not_served.get(&alias);
+        let (is_new, since) = (known.is_none_or(|n| n.error != error), known.map_or_else(system_time, |n| n.since));
+        let failed = NotServed { error, since, tried: Instant::now() };
+        if is_new {
+            let text = failed.problem(&alias).message;
+            self.shared.events.push(Severity::Error, "vdc-not-served", Some(alias.as_str()), None, text);
+        }
+        not_served.insert(alias, failed);
     }
 
     /// Restarts what ended by itself: a panic in one VDC's task costs that task, not its tunnels.
     async fn supervise(&self) {
-        let mut pause = tokio::time::interval(Duration::from_secs(5));
+        let mut pause = tokio::time::interval(RETRY_PAUSE);
         loop {
             pause.tick().await;
             let _ = sd_notify::notify(&[sd_notify::NotifyState::Watchdog]);
@@ -154,21 +213,48 @@ impl Daemon {
                     served.handle.control().shutdown();
                     served.tasks.shutdown(SHUTDOWN_DEADLINE).await;
                     attach::detach(&served.data).await;
+                    let error = ApiError::new(ErrorCode::Unavailable, "its task ended unexpectedly")
+                        .hint("it is started again at once; if it stays so, look at the log: `journalctl -u meshd`");
+                    let failed = NotServed { error, since: system_time(), tried: Instant::now() };
+                    self.not_served.write().await.insert(alias, failed);
                 }
             }
             let Ok(dirs) = self.state.vdcs() else { continue };
+            self.not_served.write().await.retain(|alias, _| dirs.iter().any(|dir| dir.alias() == alias));
             for dir in dirs {
-                let alias = dir.alias().clone();
-                let missing = !self.vdcs.read().await.contains_key(&alias);
-                if missing && let Err(error) = self.serve(dir).await {
-                    tracing::debug!(vdc = %alias, %error, "still not served");
+                if !self.vdcs.read().await.contains_key(dir.alias()) {
+                    self.try_serve(dir).await;
                 }
             }
         }
     }
 
+    /// The VDC on disk that a request means, if it is not served.
+    async fn find_not_served(&self, text: &str) -> Option<Name> {
+        let not_served = self.not_served.read().await;
+        if text != api::DEFAULT_VDC {
+            return Name::new(text).ok().filter(|alias| not_served.contains_key(alias));
+        }
+        let in_use = self.in_use.lock().await.clone();
+        let only = || match (self.vdcs.try_read().is_ok_and(|vdcs| vdcs.is_empty()), not_served.len()) {
+            (true, 1) => not_served.keys().next().cloned(),
+            _ => None,
+        };
+        in_use.filter(|alias| not_served.contains_key(alias)).or_else(only)
+    }
+
     /// The VDC that a request means.
     async fn find(&self, text: &str) -> Result<CoreHandle, ApiError> {
+        // First: what is meant for the VDC in use must not happen in another one because that is down.
+        if let Some(alias) = self.find_not_served(text).await
+            && let Some(failed) = self.not_served.read().await.get(&alias)
+        {
+            return Err(failed.refusal(&alias));
+        }
+        self.find_served(text).await
+    }
+
+    async fn find_served(&self, text: &str) -> Result<CoreHandle, ApiError> {
         let vdcs = self.vdcs.read().await;
         if text == api::DEFAULT_VDC {
             let in_use = self.in_use.lock().await;

@@ -46,7 +46,7 @@ pub(crate) struct LinkInfo {
     pub(crate) transport: &'static str,
     pub(crate) since: Instant,
     pub(crate) version: Option<String>,
-    /// The peer's clock minus ours in seconds, as of its greeting.
+    /// The peer's clock minus ours in seconds, now.
     pub(crate) clock_offset_s: Option<i64>,
 }
 
@@ -230,7 +230,10 @@ impl Context<'_> {
 
     pub(crate) fn site(&self, site: &SiteView) -> api::SiteView {
         let of_site = || self.view.reachable().filter(|m| m.site == site.number);
-        let reached = |m: &&MemberView| m.node == self.own || self.tunnels.get(&m.node).is_some_and(|t| t.up);
+        // Tunnels are lazy: a control link shows as well that somebody is there.
+        let reached = |m: &&MemberView| {
+            m.node == self.own || self.links.contains_key(&m.node) || self.tunnels.get(&m.node).is_some_and(|t| t.up)
+        };
         let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
         api::SiteView {
             name: site.name.to_string(),

@@ -103,6 +103,39 @@ fn clock_that_jumps_under_traffic_interrupts_nothing() -> Result<()> {
     })
 }
 
+/// Nothing is restarted and no link is made anew: the complaint comes and goes with the clock.
+#[test]
+fn clock_that_is_put_right_is_believed_within_a_minute() -> Result<()> {
+    in_lab(|lab| {
+        let library = compile(lab)?;
+        let (paris_site, berlin_site) = (site(lab, "paris")?, site(lab, "berlin")?);
+        let paris = Node::start(paris_site.host("paris1")?, "")?;
+        let (clock, berlin) = WallClock::start(&library, berlin_site.host("berlin1")?)?;
+        paris.create("acme", "paris")?;
+        berlin.join(&paris.invite("berlin")?)?;
+        berlin.wait_for(&paris)?;
+        let link_age = |node: &Node| -> Result<u64> {
+            let peers = node.ctl(&["peers"])?;
+            peers["peers"][0]["link"]["control"]["age_s"].as_u64().with_context(|| format!("no link: {peers}"))
+        };
+        let started = Instant::now();
+        for (offset_s, wrong) in [(3_600, true), (0, false)] {
+            clock.set(offset_s)?;
+            let set = Instant::now();
+            wait_until(Duration::from_secs(60), "both see it", || {
+                let all = [paris.problems(), berlin.problems()].map(|p| p.map_err(|e| e.to_string()));
+                let seen =
+                    |p: &Result<Vec<String>, String>| p.as_ref().is_ok_and(|p| p.iter().any(|c| c == "clock-skew"));
+                if all.iter().all(|p| p.is_ok() && seen(p) == wrong) { Ok(()) } else { Err(format!("{all:?}")) }
+            })?;
+            println!("clock off by {offset_s} s: seen by both after {:?}", set.elapsed());
+        }
+        let age = link_age(&paris)?;
+        ensure!(age + 5 >= started.elapsed().as_secs(), "the link is {age} s old: it was made anew");
+        Ok(())
+    })
+}
+
 #[test]
 fn clock_off_at_join_is_named() -> Result<()> {
     in_lab(|lab| {

@@ -1,10 +1,12 @@
 //! The daemon and its machine: ports, permissions, disks.
 
 use std::net::UdpSocket;
+use std::process::Command;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use meshlab::wait_until;
-use tests::vdc_lab::{Node, PATIENCE, binary, in_lab, site};
+use tests::vdc_lab::{Node, PATIENCE, binary, expect_refusal, in_lab, site};
 
 #[test]
 fn daemon_says_why_it_does_not_start() -> Result<()> {
@@ -20,6 +22,9 @@ fn daemon_says_why_it_does_not_start() -> Result<()> {
         };
         host.write_file("/etc/meshd/bad.toml", "prot = 1\n")?;
         fails(&format!("{meshd} --check --config /etc/meshd/bad.toml"), 2, "prot")?;
+        host.write_file("/etc/meshd/log.toml", "log = 'info,meshd_tun=loud'\n")?;
+        fails(&format!("{meshd} --check --config /etc/meshd/log.toml"), 2, "meshd_tun=loud")?;
+        fails(&format!("timeout 20 {meshd} --config /etc/meshd/log.toml"), 2, "meshd_tun=loud")?;
         host.write_file("/etc/meshd/good.toml", "log = 'info'\n")?;
         ensure!(host.run(&[&meshd, "--check", "--config", "/etc/meshd/good.toml"])?.is_ok());
         // The data plane's port is taken.
@@ -96,6 +101,77 @@ fn disk_that_fills_up_stops_changes_and_no_packets() -> Result<()> {
         paris.start_daemon()?;
         other.wait_for(&paris)?;
         ensure!(paris.ctl(&["expose"])?.to_string().contains("80/tcp"));
+        Ok(())
+    })
+}
+
+/// What `status` says of VDCs that are on disk and not served: reasons, hints.
+fn not_served(node: &Node) -> Result<serde_json::Value> {
+    let (status, list) = (node.ctl(&["status"])?, node.ctl(&["vdc", "list"])?);
+    ensure!(
+        status["not_served"].as_array().map(Vec::len) == list["not_served"].as_array().map(Vec::len),
+        "{status} {list}"
+    );
+    ensure!(!node.run(&["status"])?.stdout.contains("this box is in no VDC"), "it is in one");
+    Ok(status["not_served"][0].clone())
+}
+
+#[test]
+fn vdc_that_cannot_be_served_is_listed_with_the_reason() -> Result<()> {
+    in_lab(|lab| {
+        let mut node = Node::start(site(lab, "paris")?.host("paris1")?, "")?;
+        node.create("acme", "paris")?;
+        node.kill_daemon()?;
+        let taken = node.host.enter(|| UdpSocket::bind("[::]:4712"))??;
+        node.start_daemon()?;
+        let one = not_served(&node)?;
+        let retry_s = one["retry_s"].as_u64().unwrap_or(99);
+        ensure!(one["name"] == "acme" && one.to_string().contains("4712") && one["hint"].is_string(), "{one}");
+        ensure!(retry_s <= 5, "{one}");
+        let shown = node.run(&["status"])?.stdout;
+        ensure!(shown.contains("not served") && shown.contains("4712") && shown.contains("hint:"), "{shown}");
+        let health = node.host.sh("curl -s --unix-socket /run/meshd/meshd.sock http://localhost/v1/health")?;
+        ensure!(health.contains("\"failing\"") && health.contains("vdc-not-served"), "{health}");
+        expect_refusal(node.refused(&["expose", "80"])?, 1, &["acme is not served", "4712", "hint:"])?;
+        drop(taken);
+        wait_until(PATIENCE, "it is served by itself", || node.status().is_ok_and(|s| s["vdc"]["name"] == "acme"))?;
+        ensure!(node.ctl(&["status"])?["not_served"].as_array().is_some_and(Vec::is_empty));
+        // A damaged file: nothing helps but to forget the VDC.
+        node.kill_daemon()?;
+        node.host.sh("find /var/lib/meshd/vdcs/acme -name '*node*' -exec sh -c 'echo broken > {}' ';'")?;
+        node.start_daemon()?;
+        let one = not_served(&node)?;
+        ensure!(one["name"] == "acme" && one["reason"].as_str().is_some_and(|r| r.contains("key")), "{one}");
+        node.ctl(&["leave", "--force"])?;
+        ensure!(node.ctl(&["status"])?["not_served"].as_array().is_some_and(Vec::is_empty));
+        node.create("acme", "paris")?;
+        Ok(())
+    })
+}
+
+#[test]
+fn daemon_out_of_reach_is_explained_in_time() -> Result<()> {
+    in_lab(|lab| {
+        let mut node = Node::start(site(lab, "paris")?.host("paris1")?, "")?;
+        let meshctl = binary("meshctl")?;
+        let nobody = format!("setpriv --reuid=65534 --regid=65534 --clear-groups {meshctl} vdc list");
+        let output = node.host.run(&["sh", "-c", &nobody])?;
+        let refusal = (output.status.code().unwrap_or(-1), output.stderr);
+        expect_refusal(refusal, 4, &["no permission", "caused by:", "hint: use sudo"])?;
+        let pid = node.pid()?.to_string();
+        // The box has processes of its own; the id is that of the machine.
+        let signal = |name: &str| Command::new("kill").args([name, &pid]).status();
+        ensure!(signal("-STOP")?.success());
+        for words in [&["status"][..], &["expose", "80"], &["join", "vdc1.x"]] {
+            let started = Instant::now();
+            let refusal = node.refused(words)?;
+            ensure!(started.elapsed() < Duration::from_secs(7), "{words:?} took {:?}", started.elapsed());
+            expect_refusal(refusal, 3, &["meshd does not answer", "hint:"])?;
+        }
+        ensure!(signal("-CONT")?.success());
+        node.ctl(&["vdc", "list"])?;
+        node.kill_daemon()?;
+        expect_refusal(node.refused(&["status"])?, 3, &["cannot reach meshd", "caused by:", "hint:"])?;
         Ok(())
     })
 }

@@ -184,3 +184,22 @@ fn members_find_each_other_after_every_address_changed() -> Result<()> {
         Ok(())
     })
 }
+
+#[test]
+fn leave_counts_only_those_who_confirmed() -> Result<()> {
+    in_lab(|lab| {
+        let vdc = ThreeSites::build(lab)?;
+        vdc.wait()?;
+        vdc.sites[2].uplink().cut();
+        let left = vdc.berlin.ctl(&["leave"])?;
+        ensure!(left["confirmed"] == 1 && left["members"] == 2, "{left}");
+        ensure!(left["unconfirmed"] == serde_json::json!(["lisbon1.lisbon"]), "{left}");
+        ensure!(vdc.paris.ctl(&["node", "show", "berlin1"])?["standing"] == "revoked", "paris said that it knows");
+        ensure!(vdc.lisbon.ctl(&["node", "show", "berlin1"])?["standing"] == "current", "lisbon cannot know");
+        vdc.sites[2].uplink().heal();
+        wait_until(Duration::from_secs(60), "lisbon is told by paris", || {
+            vdc.lisbon.ctl(&["node", "show", "berlin1"]).is_ok_and(|node| node["standing"] == "revoked")
+        })?;
+        Ok(())
+    })
+}

@@ -69,7 +69,12 @@ impl Show for VdcList {
                 Cell::new(if vdc.in_use { "in use" } else { "" }).paint(Paint::Good),
             ]);
         }
-        table.render_or("this box is in no VDC", style)
+        let not_served = status::not_served(&self.not_served, style);
+        match (self.vdcs.is_empty(), not_served.is_empty()) {
+            (true, false) => not_served,
+            (_, true) => table.render_or("this box is in no VDC", style),
+            (false, false) => format!("{}\n{not_served}", table.render(style)),
+        }
     }
 }
 
@@ -193,8 +198,16 @@ impl Show for Joined {
 impl Show for Left {
     fn show(&self, style: Style) -> String {
         let name = style.paint(Paint::Strong, &self.vdc);
-        let told = human::count(u64::from(self.confirmed), "member");
-        let mut text = format!("left {name}; {told} confirmed it\n");
+        let mut text = match (self.confirmed, u64::from(self.members)) {
+            (_, 0) => format!("left {name}\n"),
+            (confirmed, members) => {
+                format!("left {name}; {confirmed} of {} confirmed it\n", human::count(members, "other member"))
+            }
+        };
+        if !self.unconfirmed.is_empty() && self.confirmed > 0 {
+            let names = self.unconfirmed.join(", ");
+            text.push_str(&format!("not told yet: {names} (the others pass it on as soon as they reach it)\n"));
+        }
         self.notes.iter().for_each(|note| text.push_str(&format!("note: {note}\n")));
         text
     }
@@ -209,10 +222,12 @@ impl Show for Renewed {
 impl Show for SiteAdded {
     fn show(&self, style: Style) -> String {
         let site = &self.site;
+        // Said above already.
+        let invite = InviteCreated { site_created: false, ..self.invite.clone() };
         let verb = if self.existed { "site" } else { "added site" };
         let ipv4 = site.ipv4.as_ref().map(|block| format!("  {block}")).unwrap_or_default();
         let name = style.paint(Paint::Strong, &site.name);
-        format!("{verb} {name}  {}{ipv4}\n{}", site.ipv6, self.invite.show(style))
+        format!("{verb} {name}  {}{ipv4}\n{}", site.ipv6, invite.show(style))
     }
 }
 
@@ -303,7 +318,7 @@ acme        paris1  paris      3      3  fd5a:3c71:9e02::/48  10.64.0.0/12  5a3c
 lab (test)  paris1  paris      1      1  fd77:7777:7777::/48  -             77777777
 "
         );
-        assert_eq!(VdcList { vdcs: vec![] }.show(PLAIN()), "this box is in no VDC\n");
+        assert_eq!(VdcList { vdcs: vec![], not_served: vec![] }.show(PLAIN()), "this box is in no VDC\n");
     }
 
     #[test]
@@ -318,7 +333,15 @@ joined acme in 640ms
   registrar  paris1
 "
         );
-        assert_eq!(samples::left().show(PLAIN()), "left acme; 2 members confirmed it\n");
+        let all = samples::left();
+        assert_eq!(all.show(PLAIN()), "left acme; 2 of 2 other members confirmed it\n");
+        let some = Left { confirmed: 1, unconfirmed: vec!["lisbon1.lisbon".into()], ..all.clone() };
+        assert_eq!(
+            some.show(PLAIN()),
+            "left acme; 1 of 2 other members confirmed it\n\
+             not told yet: lisbon1.lisbon (the others pass it on as soon as they reach it)\n"
+        );
+        assert_eq!(Left { confirmed: 0, members: 0, ..all }.show(PLAIN()), "left acme\n");
         assert_eq!(samples::renewed().show(PLAIN()), "berlin1 renewed until 2026-03-02T12:00:00Z by paris1\n");
         assert_eq!(samples::vdc().show(PLAIN()), "using acme: this host's IPv4 routes for 10.64.0.0/12 lead into it\n");
         let used = &samples::invite_list().invites[1];

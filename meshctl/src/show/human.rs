@@ -58,9 +58,26 @@ pub(crate) fn wrap(text: &str, width: usize) -> Vec<String> {
     lines
 }
 
+/// How far a peer's clock is from this node's. Peers tell whole seconds, so less than two says nothing.
+pub(super) fn clock_offset(ms: i64) -> String {
+    match ms.unsigned_abs() / 1_000 {
+        0 | 1 => "clock agrees".to_owned(),
+        seconds => format!("clock {} {}", age_s(seconds), if ms > 0 { "ahead" } else { "behind" }),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn clock_offsets_are_no_finer_than_they_are_known() {
+        for (ms, text) in
+            [(0, "clock agrees"), (-1_000, "clock agrees"), (412_000, "clock 6m52s ahead"), (-2_000, "clock 2s behind")]
+        {
+            assert_eq!(clock_offset(ms), text);
+        }
+    }
 
     #[test]
     fn numbers_are_short_and_rounded() {

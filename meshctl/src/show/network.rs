@@ -134,7 +134,7 @@ fn link_facts(link: &LinkView, style: Style) -> Vec<(&'static str, String)> {
     let ago = |age: Option<u64>| age.map(|age| format!("{} ago", human::age_ms(age))).unwrap_or_default();
     let control = link.control.as_ref().map(|control| {
         let version = control.version.as_ref().map(|version| format!(", meshd {version}")).unwrap_or_default();
-        let clock = control.clock_offset_ms.map(|ms| format!(", clock {ms:+} ms")).unwrap_or_default();
+        let clock = control.clock_offset_ms.map(|ms| format!(", {}", human::clock_offset(ms))).unwrap_or_default();
         format!("{} {}, open for {}{version}{clock}", control.transport, control.address, human::age_s(control.age_s))
     });
     vec![
@@ -333,7 +333,7 @@ berlin1.berlin.acme.internal
   handshake   41s ago
   last heard  800ms ago
   traffic     3.2 MB sent, 512 B received
-  control     quic 203.0.113.7:7300, open for 1h01m, meshd 0.1.0, clock -12 ms
+  control     quic 203.0.113.7:7300, open for 1h01m, meshd 0.1.0, clock agrees
 "
         );
         let lisbon = samples::node_lisbon().show(PLAIN());

@@ -1,6 +1,8 @@
 //! `status`.
 
-use vdc_api::{DnsState, DnsView, LinkState, Problem, ProblemSeverity, Standing, Status, VdcStatus};
+use vdc_api::{
+    DnsState, DnsView, LinkState, NotServedView, Problem, ProblemCode, ProblemSeverity, Standing, Status, VdcStatus,
+};
 
 use super::table::{Cell, Table, or_none};
 use super::{Show, facts, human, network};
@@ -9,7 +11,7 @@ use crate::terminal::{Paint, Style};
 impl Show for Status {
     fn show(&self, style: Style) -> String {
         let mut text = String::new();
-        if self.vdcs.is_empty() {
+        if self.vdcs.is_empty() && self.not_served.is_empty() {
             text.push_str("this box is in no VDC\n");
             text.push_str(&super::hint(
                 "create one with `meshctl vdc create`, or join one with `meshctl join TOKEN`",
@@ -22,14 +24,43 @@ impl Show for Status {
             }
             text.push_str(&vdc_status(vdc, style));
         }
-        if !self.problems.is_empty() {
+        if !self.not_served.is_empty() {
+            if !self.vdcs.is_empty() {
+                text.push('\n');
+            }
+            text.push_str(&not_served(&self.not_served, style));
+        }
+        // Those that are not served were just shown.
+        let of_node = self.problems.iter().filter(|problem| problem.code != ProblemCode::VdcNotServed);
+        let of_node: Vec<Problem> = of_node.cloned().collect();
+        if !of_node.is_empty() {
             text.push_str(&format!("\n{}\n", style.paint(Paint::Strong, "this node")));
-            text.push_str(&problems(&self.problems, style));
+            text.push_str(&problems(&of_node, style));
         }
         let (version, uptime) = (&self.version.daemon, human::age_s(self.uptime_s));
         text.push_str(&format!("\n{}\n", style.paint(Paint::Dim, &format!("meshd {version}, up {uptime}"))));
         text
     }
+}
+
+/// VDCs that could not be brought up: why, and what happens next.
+pub(super) fn not_served(list: &[NotServedView], style: Style) -> String {
+    let mut text = String::new();
+    for (index, vdc) in list.iter().enumerate() {
+        if index > 0 {
+            text.push('\n');
+        }
+        let title = style.paint(Paint::Strong, &vdc.name);
+        text.push_str(&format!("{title}  {}\n", style.paint(Paint::Bad, "not served")));
+        let reason = std::iter::once(&vdc.reason).chain(&vdc.causes).cloned().collect::<Vec<_>>().join(": ");
+        let retry = if vdc.retry_s == 0 { "now".to_owned() } else { format!("in {}", human::age_s(vdc.retry_s)) };
+        text.push_str(&facts(
+            &[("reason", reason), ("since", vdc.since.clone()), ("next try", format!("{retry}, by itself"))],
+            style,
+        ));
+        text.extend(vdc.hint.as_ref().map(|hint| format!("  {}", super::hint(hint, style))));
+    }
+    text
 }
 
 fn vdc_status(status: &VdcStatus, style: Style) -> String {
@@ -215,6 +246,26 @@ meshd 0.1.0, up 2h05m
         let status = Status { vdcs: vec![], problems: vec![], ..samples::status() };
         let text = status.show(Style::new(false));
         assert!(text.starts_with("this box is in no VDC\nhint: create one"), "{text}");
+    }
+
+    #[test]
+    fn vdc_that_is_not_served_is_shown_with_reason_and_hint() {
+        let mut status = Status { vdcs: vec![], not_served: vec![samples::not_served()], ..samples::status() };
+        status.problems = vec![Problem { code: ProblemCode::VdcNotServed, ..status.problems[0].clone() }];
+        assert_eq!(
+            status.show(Style::new(false)),
+            "\
+old  not served
+  reason    the control plane cannot listen: UDP port 4722 is in use
+  since     2027-01-15T07:58:00Z
+  next try  in 4s, by itself
+  hint: stop the other program, or change network.control_port in /etc/meshd/meshd.toml
+
+meshd 0.1.0, up 2h05m
+"
+        );
+        let list = vdc_api::VdcList { vdcs: vec![], not_served: status.not_served };
+        assert!(list.show(Style::new(false)).starts_with("old  not served\n  reason "));
     }
 
     #[test]

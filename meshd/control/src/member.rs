@@ -666,7 +666,10 @@ impl Run<'_> {
         let Some(connection) = peer.connections.iter_mut().find(|c| c.id == id) else { return };
         connection.hello_at = now;
         if connection.hello.replace(hello.clone()).is_some_and(|old| old.boot_nonce == hello.boot_nonce) {
-            self.m.outbox.push_back(ControlEvent::Greeted { node, time: hello.time });
+            // A peer that greets without end must not fill the queue; what time it is there can wait.
+            if self.m.outbox.len() < OUTBOX_REQUESTS_MAX {
+                self.m.outbox.push_back(ControlEvent::Greeted { node, time: hello.time });
+            }
             return;
         }
         let (address, transport) = (connection.remote, connection.transport);

@@ -18,11 +18,14 @@ use vdc_api::{self as api, ApiError, ErrorCode};
 
 use super::{Daemon, IN_USE_FILE, metrics};
 use crate::clock::system_time;
+use crate::data_plane::DataPlane;
 use crate::entropy::random;
 use crate::events;
 use crate::joining::{self, Progress};
 use crate::ping::Pinger;
-use crate::vdc_core::{Core, CoreHandle, Revoked, Wish, chain, found, parse_name, parse_owner_key, print_owner_key};
+use crate::vdc_core::{
+    Core, CoreHandle, Revoked, Wish, chain, found, id_of, parse_name, parse_owner_key, print_owner_key,
+};
 use crate::views;
 
 /// How long a revocation waits for members to confirm it before it answers.
@@ -58,18 +61,32 @@ impl Backend for Operations {
 
     async fn health(&self) -> Result<api::Health, ApiError> {
         let status = self.status(api::StatusQuery::default()).await?;
+        let failing = status.vdcs.is_empty() && !status.not_served.is_empty();
         let mut problems = status.problems;
         problems.extend(status.vdcs.into_iter().flat_map(|vdc| vdc.problems));
         let degraded = problems.iter().any(|p| p.severity == api::ProblemSeverity::Degraded);
-        let state = if degraded { api::HealthState::Degraded } else { api::HealthState::Ok };
+        let state = match (failing, degraded) {
+            (true, _) => api::HealthState::Failing,
+            (false, true) => api::HealthState::Degraded,
+            (false, false) => api::HealthState::Ok,
+        };
         Ok(api::Health { state, uptime_s: status.uptime_s, problems })
     }
 
     async fn status(&self, query: api::StatusQuery) -> Result<api::Status, ApiError> {
         let handles = match &query.vdc {
-            Some(vdc) => vec![self.find(vdc).await?],
+            Some(vdc) => match self.find_not_served(vdc).await {
+                Some(_) => vec![],
+                None => vec![self.find(vdc).await?],
+            },
             None => self.handles().await,
         };
+        let not_served = self.not_served.read().await;
+        let meant = |alias: &Name| query.vdc.as_deref().is_none_or(|vdc| vdc == alias.as_str());
+        let failed: Vec<_> = not_served.iter().filter(|(alias, _)| meant(alias)).collect();
+        let problems = failed.iter().map(|(alias, failed)| failed.problem(alias)).collect();
+        let views = failed.iter().map(|(alias, failed)| failed.view(alias)).collect();
+        drop(not_served);
         let mut vdcs = vec![];
         for handle in handles {
             let dns = self.shared.dns.view(format!("{}.{}", handle.alias(), views::TOP_DOMAIN)).await;
@@ -80,7 +97,8 @@ impl Backend for Operations {
             uptime_s: self.started.elapsed().as_secs(),
             now: system_time().to_string(),
             vdcs,
-            problems: vec![],
+            not_served: views,
+            problems,
         })
     }
 
@@ -107,7 +125,8 @@ impl Backend for Operations {
         for handle in self.handles().await {
             vdcs.push(handle.with(|core| core.vdc_view()).await?);
         }
-        Ok(api::VdcList { vdcs })
+        let not_served = self.not_served.read().await.iter().map(|(alias, failed)| failed.view(alias)).collect();
+        Ok(api::VdcList { vdcs, not_served })
     }
 
     async fn vdc_create(&self, _: &Call, request: api::VdcCreate) -> Result<api::VdcCreated, ApiError> {
@@ -199,10 +218,15 @@ impl Backend for Operations {
 
     async fn leave(&self, _: &Call, vdc: &str, request: api::LeaveRequest) -> Result<api::Left, ApiError> {
         let _guard = self.membership.lock().await;
+        if request.force
+            && let Some(alias) = self.find_not_served(vdc).await
+        {
+            return self.forget(&alias).await;
+        }
         let handle = self.find(vdc).await?;
         let alias = handle.alias().clone();
         let mut notes = vec![];
-        let (node, confirmed) = match handle.with(move |core| core.leave(request.force)).await? {
+        let (node, members, confirmed, unconfirmed) = match handle.with(move |core| core.leave(request.force)).await? {
             Ok(gone) => {
                 let (confirmed, unconfirmed) = spread(&handle, &gone).await;
                 if confirmed == 0 && !gone.members.is_empty() {
@@ -212,19 +236,21 @@ impl Backend for Operations {
                         gone.member.full_name()
                     ));
                 }
-                (gone.member.full_name(), confirmed)
+                (gone.member.full_name(), gone.members.len(), confirmed, unconfirmed)
             }
             Err(error) if request.force => {
                 notes.push(format!("left without a word to the others: {error}"));
-                (handle.with(|core| core.own_key().short()).await?, 0)
+                (handle.with(|core| core.own_key().short()).await?, 0, 0, vec![])
             }
             Err(error) => return Err(error),
         };
+        let unconfirmed = handle.with(move |core| core.names(&unconfirmed)).await?;
         self.unserve(&alias).await?;
         self.vdc_dir(&alias)?.remove().map_err(|error| crate::error::storage(&error))?;
         let text = format!("this node left VDC {alias}");
         self.shared.events.push(api::Severity::Info, "left", Some(alias.as_str()), None, text);
-        Ok(api::Left { vdc: alias.to_string(), node, confirmed, notes })
+        let members = u32::try_from(members).unwrap_or(u32::MAX);
+        Ok(api::Left { vdc: alias.to_string(), node, confirmed, members, unconfirmed, notes })
     }
 
     async fn renew(&self, _: &Call, vdc: &str) -> Result<api::Renewed, ApiError> {
@@ -447,6 +473,28 @@ impl Daemon {
             }
         }
         Err(error)
+    }
+
+    /// Takes what is left of a VDC that cannot be served off this box, without a word to its members.
+    async fn forget(&self, alias: &Name) -> Result<api::Left, ApiError> {
+        let dir = self.vdc_dir(alias)?;
+        // Where not even that can be read, the error of the next VDC of this name says which interface is in its way.
+        if let Some(vdc) = id_of(&dir) {
+            DataPlane::remove(alias, vdc).await?;
+        }
+        self.vdc_dir(alias)?.remove().map_err(|error| crate::error::storage(&error))?;
+        self.not_served.write().await.remove(alias);
+        let text = format!("this node forgot VDC {alias}, which it could not serve");
+        self.shared.events.push(api::Severity::Info, "left", Some(alias.as_str()), None, text);
+        let notes = vec!["left without a word to the others: revoke this node there with `meshctl node revoke`".into()];
+        Ok(api::Left {
+            vdc: alias.to_string(),
+            node: String::new(),
+            confirmed: 0,
+            members: 0,
+            unconfirmed: vec![],
+            notes,
+        })
     }
 
     async fn join_to_the_end(

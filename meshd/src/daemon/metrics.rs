@@ -162,7 +162,14 @@ mod tests {
     #[test]
     fn text_is_open_metrics_with_units_and_labels() {
         let version = api::Version { daemon: "0.1.0".into(), commit: None, api: "v1".into() };
-        let status = api::Status { version, uptime_s: 7, now: String::new(), vdcs: vec![], problems: vec![] };
+        let status = api::Status {
+            version,
+            uptime_s: 7,
+            now: String::new(),
+            vdcs: vec![],
+            not_served: vec![],
+            problems: vec![],
+        };
         let text = render(&status, &[("spoofed-source", 3), ("replay", 0)]);
         for line in [
             "# TYPE meshd_uptime_seconds gauge",

@@ -579,6 +579,8 @@ impl Core {
     pub(crate) fn places_to_try(&mut self, node: Option<&str>, address: SocketAddr) -> Result<Vec<Key>, ApiError> {
         let keys = match node {
             Some(text) => vec![self.find(text)?.node],
+            // Whoever is linked there already is the one that is meant.
+            None if let Some((key, _)) = self.links.iter().find(|(_, link)| link.address == address) => vec![*key],
             None => {
                 let own = self.own_key();
                 let mut keys: Vec<Key> = self.view.reachable().map(|m| m.node).filter(|k| *k != own).collect();

@@ -17,7 +17,7 @@ pub(crate) use authority::{parse_owner_key, print_owner_key};
 pub(crate) use commands::{Revoked, parse_name};
 pub(crate) use effects::{chain, nothing_allowed};
 pub(crate) use issuing::{Wish, found};
-pub(crate) use task::{Start, load, no_members, run};
+pub(crate) use task::{Start, id_of, load, no_members, run};
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};

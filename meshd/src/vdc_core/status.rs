@@ -191,8 +191,10 @@ impl Core {
             let offset_s = link.peer_clock.offset_s();
             if offset_s.unsigned_abs() > SKEW_MAX.as_secs() {
                 let name = self.view.members.get(key).map_or_else(|| key.short(), |m| m.full_name());
-                let text = format!("the clock of {name} differs from this node's by {offset_s} s");
-                add(ProblemCode::ClockSkew, Degraded, text, Some("set the clocks (NTP) on both"));
+                let way = if offset_s > 0 { "ahead of" } else { "behind" };
+                let text = format!("the clock of {name} is {} s {way} this node's", offset_s.unsigned_abs());
+                let hint = "set the clock that is wrong, for example with `timedatectl set-ntp true`";
+                add(ProblemCode::ClockSkew, Degraded, text, Some(hint));
             }
         }
         let peers = self.view.reachable().filter(|m| m.node != self.own_key()).count();
@@ -221,6 +223,10 @@ impl Core {
             let text = "this node has private underlay addresses only".into();
             add(ProblemCode::NotReachableFromOutside, Warning, text, Some(hint));
         }
+        if let Some(text) = self.only_one() {
+            let hint = "let more boxes join (`meshctl invite create`, `meshctl site add`), and back this box up (docs/operations.md)";
+            add(ProblemCode::NoRedundancy, Warning, text, Some(hint));
+        }
         let path = self.data.view();
         if !(path.udp_gso && path.udp_gro && path.tun_offload) {
             let text = "the kernel lacks some segmentation offloads; throughput suffers".into();
@@ -241,5 +247,60 @@ impl Core {
         );
         problems.sort_by_key(|problem| std::cmp::Reverse(problem.severity));
         problems
+    }
+
+    /// What of the VDC hangs on this box alone, and what its loss would mean. Only the box itself says so: there it can be
+    /// backed up.
+    fn only_one(&self) -> Option<String> {
+        let own = self.own_key();
+        if !self.own()?.standing.is_reachable() {
+            return None;
+        }
+        if self.view.reachable().all(|member| member.node == own) {
+            return Some("this box is the only node of the VDC: if it is lost, so is the VDC".into());
+        }
+        let alone = |site: &&vdc::roster::SiteView| {
+            let registrars = self.view.registrars_for(site.number);
+            !registrars.is_empty() && registrars.iter().all(|registrar| registrar.key == own)
+        };
+        let mut sites: Vec<String> = self.view.sites.values().filter(alone).map(|site| site.name.to_string()).collect();
+        sites.sort();
+        let mut admins = self.view.admins.iter().filter(|admin| admin.active && !admin.closed);
+        let only_admin = admins.next().is_some_and(|admin| admin.key == own) && admins.next().is_none();
+        hanging(&sites, only_admin)
+    }
+}
+
+/// The sentence of [`Core::only_one`].
+fn hanging(sites: &[String], only_admin: bool) -> Option<String> {
+    let registrar = match sites {
+        [] => None,
+        [one] => Some(format!("admit and renew nodes of site {one}")),
+        [all @ .., last] => Some(format!("admit and renew nodes of sites {} and {last}", all.join(", "))),
+    };
+    let admin = only_admin.then(|| "change grants, sites and policy".to_owned());
+    let parts: Vec<String> = registrar.into_iter().chain(admin).collect();
+    (!parts.is_empty()).then(|| format!("no other box can {}: if this one is lost, nobody can", parts.join(" or ")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_hangs_on_one_box_is_said_in_a_sentence() {
+        let sites = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
+        assert_eq!(hanging(&[], false), None);
+        assert_eq!(
+            hanging(&sites(&["berlin"]), false).as_deref(),
+            Some("no other box can admit and renew nodes of site berlin: if this one is lost, nobody can")
+        );
+        assert_eq!(
+            hanging(&sites(&["berlin", "lisbon", "paris"]), true).as_deref(),
+            Some(
+                "no other box can admit and renew nodes of sites berlin, lisbon and paris or change grants, sites and \
+                 policy: if this one is lost, nobody can"
+            )
+        );
     }
 }

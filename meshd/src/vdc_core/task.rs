@@ -127,6 +127,14 @@ pub(crate) fn load(dir: &VdcDir) -> Result<Loaded, ApiError> {
     Ok(Loaded { secrets, roster, clock, store, stored, invites, joined_by, seen })
 }
 
+/// Which VDC a part of the state directory belongs to, for as far as that can be read: keys and later records do not matter.
+pub(crate) fn id_of(dir: &VdcDir) -> Option<vdc::VdcId> {
+    let records = dir.open_store().ok()?.records().ok()?;
+    let genesis = records.iter().filter_map(|bytes| Signed::decode(bytes).ok());
+    let genesis = genesis.into_iter().find(|record| matches!(record.body, vdc::Body::Genesis(_)))?;
+    Roster::new(genesis).ok().map(|roster| *roster.vdc_id())
+}
+
 /// Builds the core and its handle; the returned future is the task.
 pub(crate) fn run(start: Start, token: CancellationToken) -> (CoreHandle, impl Future<Output = ()> + Send) {
     let Start {

@@ -66,7 +66,9 @@ pub enum StateError {
         #[source]
         source: Box<redb::Error>,
     },
-    #[error("the VDC {alias:?} exists already in {path}; choose another local name with --as")]
+    #[error(
+        "the VDC {alias:?} exists already in {path}; leave it first (`meshctl leave --vdc {alias}`), or take another name (`join` does with --as NAME)"
+    )]
     Exists { alias: String, path: PathBuf },
 }
 

@@ -89,8 +89,14 @@ pub struct Left {
     /// What this node called the VDC.
     pub vdc: String,
     pub node: String,
-    /// Members that confirmed the tombstone.
+    /// Members that confirmed the tombstone before the answer was given.
     pub confirmed: u32,
+    /// Members that there are besides this node.
+    #[serde(default)]
+    pub members: u32,
+    /// Names of those that did not confirm: those out of reach learn it from the others.
+    #[serde(default)]
+    pub unconfirmed: Vec<String>,
     /// What else follows.
     pub notes: Vec<String>,
 }

@@ -60,7 +60,7 @@ pub use port::{FlowSpec, PortSpec, PortSpecError, Transport};
 pub use site::{SiteAdd, SiteAdded, SiteList, SiteView};
 pub use status::{DataPathView, DnsState, DnsView, ListenView, RosterView, Status, StatusQuery, VdcStatus};
 pub use time::rfc3339;
-pub use vdc::{RecoveryKey, VdcCreate, VdcCreated, VdcList, VdcView};
+pub use vdc::{NotServedView, RecoveryKey, VdcCreate, VdcCreated, VdcList, VdcView};
 
 /// Stands for a VDC's name in a path: the only VDC of this node, or else the one in use (`meshctl vdc use`).
 pub const DEFAULT_VDC: &str = "-";

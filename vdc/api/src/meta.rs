@@ -91,8 +91,10 @@ pub enum ProblemCode {
     StateNotWritable,
     /// Signed records contradict each other (equal serials, one name twice).
     RecordConflict,
-    /// The VDC has a single node or site that holds what cannot be replaced.
+    /// This node is the only one, or the only one that can do what others depend on: nothing replaces it.
     NoRedundancy,
+    /// A VDC of this node is on disk and could not be brought up.
+    VdcNotServed,
     /// A part of the daemon stopped and is being restarted.
     PartRestarting,
     /// A code of a newer version.

@@ -4,10 +4,10 @@ use crate::{
     Addresses, BlockList, BlockView, CandidateView, Connected, ControlLinkView, DataPathView, DnsState, DnsView,
     EventList, EventView, ExplainStep, Explanation, ExposureList, ExposureView, Health, HealthState, InviteCreated,
     InviteList, InviteState, InviteView, IssuedList, IssuedView, JoinEvent, Joined, Left, LinkState, LinkView,
-    ListenView, MembershipView, NodeList, NodeRevoked, NodeView, PartyView, PathKind, PathView, PeerList, PeerView,
-    PingEvent, Problem, ProblemCode, ProblemSeverity, Reachability, ReachabilityVerdict, RecordView, RecoveryKey,
-    RedemptionView, Renewed, RosterView, Severity, SiteAdded, SiteList, SiteView, Standing, Status, StepState,
-    StepVerdict, StepView, VdcCreated, VdcList, VdcRecovered, VdcStatus, VdcView, Version,
+    ListenView, MembershipView, NodeList, NodeRevoked, NodeView, NotServedView, PartyView, PathKind, PathView,
+    PeerList, PeerView, PingEvent, Problem, ProblemCode, ProblemSeverity, Reachability, ReachabilityVerdict,
+    RecordView, RecoveryKey, RedemptionView, Renewed, RosterView, Severity, SiteAdded, SiteList, SiteView, Standing,
+    Status, StepState, StepVerdict, StepView, VdcCreated, VdcList, VdcRecovered, VdcStatus, VdcView, Version,
 };
 
 #[must_use]
@@ -77,7 +77,19 @@ pub fn vdc_list() -> VdcList {
         ipv6: "fd77:7777:7777::/48".into(),
         ..vdc()
     };
-    VdcList { vdcs: vec![vdc(), other] }
+    VdcList { vdcs: vec![vdc(), other], not_served: vec![] }
+}
+
+#[must_use]
+pub fn not_served() -> NotServedView {
+    NotServedView {
+        name: "old".into(),
+        reason: "the control plane cannot listen".into(),
+        causes: vec!["UDP port 4722 is in use".into()],
+        hint: Some("stop the other program, or change network.control_port in /etc/meshd/meshd.toml".into()),
+        since: "2027-01-15T07:58:00Z".into(),
+        retry_s: 4,
+    }
 }
 
 fn addresses(site: u8, node: u8) -> Addresses {
@@ -378,6 +390,7 @@ pub fn status() -> Status {
         uptime_s: 7_500,
         now: "2026-03-01T12:00:00Z".into(),
         vdcs: vec![vdc_status],
+        not_served: vec![],
         problems: vec![degraded()],
     }
 }
@@ -474,7 +487,7 @@ pub fn join_events() -> Vec<JoinEvent> {
 
 #[must_use]
 pub fn left() -> Left {
-    Left { vdc: "acme".into(), node: "berlin1".into(), confirmed: 2, notes: vec![] }
+    Left { vdc: "acme".into(), node: "berlin1".into(), confirmed: 2, members: 2, unconfirmed: vec![], notes: vec![] }
 }
 
 #[must_use]

@@ -52,7 +52,7 @@ pub struct SiteView {
     pub registrars: Vec<String>,
     /// Members that are not expired or revoked.
     pub nodes: u32,
-    /// Members that this node reaches now.
+    /// Members that this node reaches now, by a tunnel or a control link.
     pub nodes_reached: u32,
     /// RFC 3339.
     pub created_at: String,

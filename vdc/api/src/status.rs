@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::{NodeView, Problem, SiteView, VdcView, Version};
+use crate::{NodeView, NotServedView, Problem, SiteView, VdcView, Version};
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema, utoipa::IntoParams)]
 #[serde(deny_unknown_fields)]
@@ -21,6 +21,9 @@ pub struct Status {
     /// The daemon's clock, RFC 3339.
     pub now: String,
     pub vdcs: Vec<VdcStatus>,
+    /// VDCs that are on disk and could not be brought up; each has a problem `vdc-not-served` as well.
+    #[serde(default)]
+    pub not_served: Vec<NotServedView>,
     /// Problems of the node as a whole.
     pub problems: Vec<Problem>,
 }

@@ -59,7 +59,30 @@ impl std::fmt::Debug for RecoveryKey {
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct VdcList {
+    /// Those that are served.
     pub vdcs: Vec<VdcView>,
+    /// Those that are on disk and could not be brought up.
+    #[serde(default)]
+    pub not_served: Vec<NotServedView>,
+}
+
+/// A VDC that this node is in and cannot serve at present. meshd tries again by itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct NotServedView {
+    /// What this node calls it.
+    #[schema(example = "acme")]
+    pub name: String,
+    /// Why, one phrase.
+    #[schema(example = "the control plane cannot listen")]
+    pub reason: String,
+    /// What led to it, outermost first.
+    pub causes: Vec<String>,
+    /// What to do about it.
+    pub hint: Option<String>,
+    /// Since when, RFC 3339.
+    pub since: String,
+    /// Seconds until the next attempt; 0 while it is under way.
+    pub retry_s: u64,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
