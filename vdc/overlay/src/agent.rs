@@ -348,7 +348,7 @@ impl PathAgent {
         }
         let token = self.tokens.next();
         self.probes.insert(token, (path, now));
-        Some(Probe { reply: false, token })
+        Some(Probe { reply: false, in_use: self.current == Some(path), token })
     }
 
     fn expire_probes(&mut self, now: Instant) {

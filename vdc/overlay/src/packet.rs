@@ -223,6 +223,8 @@ const PROBE_BYTES: usize = IPV6_HEADER_BYTES + 24;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Probe {
     pub reply: bool,
+    /// Whether the sender's data takes the path of this packet too: such a probe tells where the sender is, as data would.
+    pub in_use: bool,
     /// Which question this is, or answers.
     pub token: u64,
 }
@@ -230,7 +232,8 @@ pub struct Probe {
 impl Probe {
     #[must_use]
     pub fn encode(self, source: Ipv6Addr, destination: Ipv6Addr) -> Vec<u8> {
-        let mut body = vec![if self.reply { 129 } else { 128 }, 0, 0, 0, 0, 0, 0, 0];
+        // Type, code, checksum, identifier (1 for the path in use), sequence number.
+        let mut body = vec![if self.reply { 129 } else { 128 }, 0, 0, 0, 0, u8::from(self.in_use), 0, 0];
         body.extend(PROBE_MAGIC);
         body.extend(self.token.to_be_bytes());
         icmpv6(source, destination, &body)
@@ -249,7 +252,12 @@ impl Probe {
             129 => true,
             _ => return None,
         };
-        Some(Self { reply, token: u64::from_be_bytes(body[16..24].try_into().ok()?) })
+        let in_use = match body[4..8] {
+            [0, 0, 0, 0] => false,
+            [0, 1, 0, 0] => true,
+            _ => return None,
+        };
+        Some(Self { reply, in_use, token: u64::from_be_bytes(body[16..24].try_into().ok()?) })
     }
 }
 

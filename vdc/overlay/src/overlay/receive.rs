@@ -290,8 +290,11 @@ impl<F: NoiseFactory> Overlay<F> {
         let Some(peer) = self.peers.get(node) else { return };
         let theirs = peer.member.prefix.address(INFRA);
         let Some(tunnel) = self.tunnels.get_mut(node) else { return };
-        if tunnel.agent.current().is_none() || !tunnel.up {
-            self.on_authentic(node, path); // the session works, and nothing better is known
+        let current = tunnel.agent.current();
+        // The session works, and nothing better is known; or the peer's data comes from there. The latter is said again
+        // with every round of probes: the one packet after a handshake that shows where the peer is now may be lost.
+        if current.is_none() || !tunnel.up || probe.in_use && current != Some(path) {
+            self.on_authentic(node, path);
         }
         let Some(tunnel) = self.tunnels.get_mut(node) else { return };
         if probe.reply {
@@ -306,7 +309,8 @@ impl<F: NoiseFactory> Overlay<F> {
             return;
         }
         tunnel.agent.add(candidate);
-        let answer = Probe { reply: true, token: probe.token }.encode(own, theirs);
+        let in_use = tunnel.agent.current() == Some(path);
+        let answer = Probe { reply: true, in_use, token: probe.token }.encode(own, theirs);
         let mut datagram = vec![];
         if tunnel.noise.encapsulate(&answer, &mut datagram, now) == Sealed::Data {
             tunnel.meter.probes_sent += u64::try_from(answer.len()).unwrap_or(0);

@@ -148,10 +148,10 @@ proptest! {
     }
 
     #[test]
-    fn probes_round_trip(reply in any::<bool>(), token in any::<u64>()) {
+    fn probes_round_trip(reply in any::<bool>(), in_use in any::<bool>(), token in any::<u64>()) {
         let (a, b) = ("fd00::1:0:0".parse().expect("valid"), "fd00::2:0:0".parse().expect("valid"));
-        let packet = Probe { reply, token }.encode(a, b);
-        prop_assert_eq!(Probe::decode(&packet), Some(Probe { reply, token }));
+        let packet = Probe { reply, in_use, token }.encode(a, b);
+        prop_assert_eq!(Probe::decode(&packet), Some(Probe { reply, in_use, token }));
         let parsed = parse(&packet).expect("a packet");
         prop_assert_eq!((parsed.source, parsed.destination), (IpAddr::V6(a), IpAddr::V6(b)));
         let mut longer = packet.clone();

@@ -201,7 +201,7 @@ fn probes_of_others_infra_planes_are_data_like_any_other() {
     wire.talk(0, 1, SECOND);
     let before = wire.nodes[1].received.len();
     let (from, to) = (wire.host(0), wire.host(1));
-    let probe = crate::packet::Probe { reply: false, token: 1 };
+    let probe = crate::packet::Probe { reply: false, in_use: false, token: 1 };
     let not_infra = probe.encode(from, to);
     wire.send(0, &not_infra);
     wire.run(SECOND);

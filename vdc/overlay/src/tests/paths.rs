@@ -1,6 +1,9 @@
 //! Which path carries the tunnel.
 
+use std::cell::Cell;
+
 use super::wire::{Flight, MS, SECOND, Wire, at};
+use crate::demux::{Kind, classify};
 use crate::overlay::IN_USE;
 use crate::{Event, Tier, TunnelState};
 
@@ -93,6 +96,38 @@ fn roaming_peer_is_followed_by_its_first_packet() {
         assert_eq!(wire.path(other), "198.51.100.7:9");
         let (a, b) = wire.talk(mover, other, 60 * SECOND);
         assert_eq!((a, b), (600, 600), "and stays there");
+    }
+}
+
+#[test]
+fn roaming_receiver_is_followed_though_its_first_packets_are_lost() {
+    const NEW: &str = "198.51.100.7:9";
+    for (mover, lost) in [(0, 1), (1, 1), (0, 2), (1, 2)] {
+        let mut wire = Wire::new(2);
+        wire.talk(0, 1, 5 * SECOND);
+        wire.nodes[mover].addresses = vec![at(NEW)];
+        let left = Cell::new(lost);
+        wire.route = Box::new(move |flight: &Flight| {
+            let is_data = matches!(classify(&flight.datagram), Kind::Data { .. });
+            if flight.from == at(NEW) && is_data && left.get() > 0 {
+                left.set(left.get() - 1);
+                return None;
+            }
+            Some(20 * MS)
+        });
+        wire.tell(mover, |overlay, now| overlay.handle_network_change(now));
+        // It only receives: nothing but the agents' own packets tells the sender where it is now.
+        let (moved_at, before) = (wire.now, wire.nodes[mover].received.len());
+        let packet = wire.packet(1 - mover, mover, 10);
+        while wire.nodes[mover].received.len() == before {
+            wire.send(1 - mover, &packet);
+            wire.run(10 * MS);
+            assert!(wire.now < moved_at + 20 * SECOND, "node {mover}, {lost} lost: {:?}", wire.view(1 - mover));
+        }
+        let silent = wire.now - moved_at;
+        let most = if lost == 1 { 300 * MS } else { 3 * SECOND };
+        assert!(silent < most, "node {mover} moved, {lost} lost: silent for {silent:?}");
+        assert_eq!(wire.path(1 - mover), NEW);
     }
 }
 
