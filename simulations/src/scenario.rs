@@ -85,10 +85,12 @@ pub(crate) fn cold_start(world: &mut World, figures: &mut Vec<Figure>) -> Result
 fn traffic(world: &mut World, figures: &mut Vec<Figure>) -> Result<()> {
     const FLOWS: usize = 100;
     const FLOW_S: u64 = 24;
+    /// Which of the hosts roam: one in so many.
+    const ROAMS_EVERY: usize = 5;
     /// Longest silence of a flow one of whose ends moves to another address, and of one both of whose ends do: they have
     /// to ask each other over the control links.
     const ROAM_US_MAX: u64 = 2 * SECOND_US;
-    const ROAM_BOTH_US_MAX: u64 = 6 * SECOND_US;
+    const ROAM_BOTH_US_MAX: u64 = 3 * SECOND_US;
     let registrars: Vec<usize> = world.sites.iter().map(|s| s.registrar).collect();
     let plain: Vec<usize> = world.members().filter(|n| !registrars.contains(n)).collect();
     let hosts: Vec<usize> = plain.iter().copied().step_by((plain.len() / (FLOWS / 2)).max(1)).collect();
@@ -101,8 +103,9 @@ fn traffic(world: &mut World, figures: &mut Vec<Figure>) -> Result<()> {
     let start_us = world.now_us;
     for turn in 0..FLOWS {
         let from = hosts[turn % hosts.len()];
-        // Never itself: the step is never a multiple of the number of hosts.
-        let to = hosts[(turn + 1 + turn / hosts.len() % (hosts.len() - 1)) % hosts.len()];
+        // To the next one, then to one that roams when the sender does; never to itself.
+        let step = if turn < hosts.len() || hosts.len() <= ROAMS_EVERY { 1 } else { ROAMS_EVERY };
+        let to = hosts[(turn + step) % hosts.len()];
         let after_us = world.random.below(SECOND_US);
         world.add_flow(Flow::new(from, to, start_us + FLOW_S * SECOND_US), after_us);
     }
@@ -115,13 +118,13 @@ fn traffic(world: &mut World, figures: &mut Vec<Figure>) -> Result<()> {
     ensure!(!first_us.contains(&u64::MAX), "a flow did not come through within 8 s");
     figures.push(Figure::percentiles("first packet of a flow, tunnel included", Percentiles::of(first_us)));
 
-    for (turn, host) in hosts.iter().enumerate().filter(|(turn, _)| turn % 5 == 0) {
+    for (turn, host) in hosts.iter().enumerate().filter(|(turn, _)| turn % ROAMS_EVERY == 0) {
         world.note(&format!("host {host} roams"));
         world.roam(*host, 1);
         world.run_for(turn as u64 % 3 * SECOND_US / 10);
     }
     world.run_for(6 * SECOND_US);
-    let roamed = |host: &usize| hosts.iter().position(|h| h == host).is_some_and(|turn| turn % 5 == 0);
+    let roamed = |host: &usize| hosts.iter().position(|h| h == host).is_some_and(|turn| turn % ROAMS_EVERY == 0);
     let (both, one): (Vec<&Flow>, Vec<&Flow>) = world.flows.iter().partition(|f| roamed(&f.from) && roamed(&f.to));
     for (what, flows, limit_us) in
         [("one end roams", one, ROAM_US_MAX), ("both ends roam", both, ROAM_BOTH_US_MAX)].into_iter()

@@ -249,6 +249,10 @@ impl<F: NoiseFactory> Overlay<F> {
         tunnel.reason = named.is_empty().then(|| "the peer names no address".to_owned());
         if tunnel.up {
             tunnel.lookup = Lookup::Idle;
+            // After a network change the handshake that is under way goes where the peer is by now, too.
+            if new && !tunnel.agent.is_trusted() && tunnel.handshake.again_at.is_some() {
+                self.shake_hands(node);
+            }
             return;
         }
         self.pause_lookup(node);
@@ -298,6 +302,8 @@ impl<F: NoiseFactory> Overlay<F> {
         self.advance(now);
         for node in self.open_tunnels() {
             let Some(tunnel) = self.tunnels.get_mut(&node) else { continue };
+            // What was received before this says nothing about the paths from here on, and ends no handshake.
+            tunnel.meter.look(&tunnel.noise.status(now));
             tunnel.agent.on_network_change(now);
             (tunnel.lookups, tunnel.handshake.attempts) = (0, 0);
             if tunnel.idle(now) < IN_USE || !tunnel.queue.is_empty() {

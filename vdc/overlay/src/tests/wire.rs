@@ -48,6 +48,9 @@ pub(super) struct Wire {
     pub(super) sent: u64,
     pub(super) log: Vec<(Duration, SocketAddr, SocketAddr, usize)>,
     pub(super) questions: u64,
+    /// How long a question for endpoints takes over the control plane.
+    pub(super) answer_after: Duration,
+    asked: BTreeMap<(Instant, u64), (usize, Key)>,
 }
 
 pub(super) fn member(seed: u8) -> Member {
@@ -108,6 +111,8 @@ impl Wire {
             sent: 0,
             log: vec![],
             questions: 0,
+            answer_after: Duration::ZERO,
+            asked: BTreeMap::new(),
         };
         let everybody: Vec<Member> = (1..=count).map(member).collect();
         for node in &mut wire.nodes {
@@ -164,7 +169,11 @@ impl Wire {
             self.nodes[index].events.push(event);
             if let Some(node) = wanted {
                 self.questions += 1;
-                self.answer(index, &node);
+                if self.answer_after.is_zero() {
+                    self.answer(index, &node);
+                } else {
+                    self.asked.insert((now + self.answer_after, self.questions), (index, node));
+                }
             }
         }
     }
@@ -184,8 +193,11 @@ impl Wire {
         let end = self.now + span;
         loop {
             let arrival = self.flying.keys().next().map(|(at, _)| *at);
+            let answer = self.asked.keys().next().map(|(at, _)| *at);
             let timer = self.nodes.iter().filter_map(|n| n.overlay.poll_timeout().map(|(at, _)| at)).min();
-            let Some(next) = [arrival, timer].into_iter().flatten().min().filter(|at| *at <= end) else { break };
+            let Some(next) = [arrival, answer, timer].into_iter().flatten().min().filter(|at| *at <= end) else {
+                break;
+            };
             self.now = self.now.max(next);
             if arrival == Some(next) {
                 let (_, flight) = self.flying.pop_first().expect("looked at above");
@@ -193,6 +205,9 @@ impl Wire {
                 if let Some(reader) = reader {
                     self.deliver(reader, flight.from, &flight.datagram);
                 }
+            } else if answer == Some(next) {
+                let (_, (asker, node)) = self.asked.pop_first().expect("looked at above");
+                self.answer(asker, &node);
             } else {
                 self.run_timers();
             }
