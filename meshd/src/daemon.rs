@@ -3,6 +3,7 @@
 mod attach;
 mod backend;
 mod metrics;
+mod pinging;
 #[cfg(test)]
 mod tests;
 
