@@ -153,8 +153,9 @@ impl Run {
         let mut all = vec!["nextest", "run", "--locked", "--profile", profile];
         all.extend(arguments);
         let mut command = self.command("cargo", &all);
-        // Where end-to-end tests find the binaries that were built before them.
+        // Where end-to-end tests find the binaries that were built before them, and programs that are not installed.
         command.env("MESHD_BIN_DIR", self.target_dir().join("debug"));
+        command.env("MESHD_DEBIAN_DIR", crate::debian::unpacked_dir(self));
         let outcome = self.finish(command);
         if let Ok(text) = fs::read_to_string(&report) {
             let counts = junit_counts(&text).with_context(|| format!("cannot read {}", report.display()))?;

@@ -21,9 +21,12 @@ pub(crate) struct Options {
 const STAGES: &[Stage<'static>] = &[
     Stage {
         name: "packages",
-        about: "Debian packages of xtask/debian-packages.txt are installed",
+        about: "Debian packages of xtask/debian-packages.txt are installed or unpacked",
         minutes_max: 10,
-        run: &debian::ensure_packages,
+        run: &|run: &mut Run| {
+            debian::ensure_packages(run)?;
+            debian::ensure_unpacked(run)
+        },
     },
     lint::FORMAT,
     lint::TIDY,
@@ -95,6 +98,7 @@ pub(crate) fn ensure_nextest(run: &mut Run) -> Result<()> {
 
 pub(crate) fn end_to_end(run: &mut Run) -> Result<()> {
     debian::require_root("the end-to-end stage")?;
+    debian::ensure_unpacked(run)?;
     ensure_nextest(run)?;
     run.cargo(&["build", "--locked", "--package", "meshd", "--package", "meshctl"])?;
     run.nextest("e2e", &["--package", "tests", "--test", "e2e"])

@@ -26,7 +26,6 @@ use crate::ping::Pinger;
 use crate::vdc_core::{
     Core, CoreHandle, Revoked, Wish, chain, found, id_of, parse_name, parse_owner_key, print_owner_key,
 };
-use crate::views;
 
 /// How long a revocation waits for members to confirm it before it answers.
 const CONFIRM_TIMEOUT: Duration = Duration::from_secs(2);
@@ -89,7 +88,7 @@ impl Backend for Operations {
         drop(not_served);
         let mut vdcs = vec![];
         for handle in handles {
-            let dns = self.shared.dns.view(format!("{}.{}", handle.alias(), views::TOP_DOMAIN)).await;
+            let dns = self.shared.dns.view(handle.alias().as_str()).await;
             vdcs.push(handle.with(move |core| core.status(dns)).await??);
         }
         Ok(api::Status {
@@ -519,7 +518,7 @@ impl Daemon {
         let vdc = handle.with(|core| core.vdc_view()).await?;
         let text = format!("this node joined as {}", node.fqdn);
         self.shared.events.push(api::Severity::Info, "joined", Some(alias.as_str()), None, text);
-        let dns = self.shared.dns.view(vdc.domain.clone()).await;
+        let dns = self.shared.dns.view(&vdc.name).await;
         Ok(api::Joined {
             vdc,
             node: node.name,
