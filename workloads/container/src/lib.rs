@@ -1,0 +1,7 @@
+//! The container driver.
+
+mod error;
+mod idmap;
+mod rootfs;
+mod seccomp;
+mod sys;
