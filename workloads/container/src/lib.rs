@@ -1,5 +1,6 @@
 //! The container driver.
 
+mod cgroup;
 mod error;
 mod idmap;
 mod rootfs;
