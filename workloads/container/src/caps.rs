@@ -86,7 +86,16 @@ pub(crate) fn effective(
 
 /// The bounding set as `/proc/self/status` tells it; nothing readable is no capability at all.
 pub(crate) fn bounding(status: &str) -> u64 {
-    let line = status.lines().find_map(|line| line.strip_prefix("CapBnd:"));
+    set(status, "CapBnd:")
+}
+
+/// The effective set, likewise.
+pub(crate) fn effective_set(status: &str) -> u64 {
+    set(status, "CapEff:")
+}
+
+fn set(status: &str, key: &str) -> u64 {
+    let line = status.lines().find_map(|line| line.strip_prefix(key));
     line.and_then(|digits| u64::from_str_radix(digits.trim(), 16).ok()).unwrap_or(0)
 }
 
@@ -121,7 +130,8 @@ mod tests {
 
     #[test]
     fn the_bounding_set_is_read_from_the_status() {
-        assert_eq!(bounding("CapEff:\t0\nCapBnd:\t000001fffeffffff\n"), 0x1ff_feff_ffff);
+        let status = "CapEff:\t1000000\nCapBnd:\t000001fffeffffff\n";
+        assert_eq!((bounding(status), effective_set(status)), (0x1ff_feff_ffff, 1 << 24));
         assert_eq!(bounding("CapBnd:\tnonsense\n"), 0);
         assert_eq!(bounding(""), 0);
     }

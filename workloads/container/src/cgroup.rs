@@ -47,6 +47,8 @@ pub struct Cgroups {
     layout: Layout,
     hierarchies: Vec<Hierarchy>,
     usable: BTreeSet<String>,
+    /// The version 2 tree of a hybrid layout.
+    beside: Option<PathBuf>,
     /// Absolute below each tree's mount, as `/meshd/w`.
     parent: String,
 }
@@ -107,9 +109,10 @@ impl Cgroups {
             (true, false) => Layout::Legacy,
             (false, false) => Layout::Absent,
         };
+        let beside = hierarchies.iter().find(|h| h.unified && layout == Layout::Hybrid).map(|h| h.mount.clone());
         // The runtime makes groups in the version 1 trees alone where there are any.
         hierarchies.retain(|hierarchy| hierarchy.unified == (layout == Layout::Unified));
-        Self { layout, hierarchies, usable: BTreeSet::new(), parent: parent.to_owned() }
+        Self { layout, hierarchies, usable: BTreeSet::new(), beside, parent: parent.to_owned() }
     }
 
     fn try_controllers(&self) -> BTreeSet<String> {
@@ -158,6 +161,11 @@ impl Cgroups {
     /// What can be limited here: `memory`, `swap`, `cpu`, `pids`, `io`; further `cpuacct`, `devices`, `freezer`.
     pub fn usable(&self) -> &BTreeSet<String> {
         &self.usable
+    }
+
+    /// The version 2 tree that stands beside version 1 trees and limits nothing.
+    pub(crate) fn hidden(&self) -> Option<&Path> {
+        self.beside.as_deref()
     }
 
     /// The path that the bundle names: always absolute, since a relative one sends some runtimes to systemd.

@@ -4,6 +4,8 @@ use std::collections::BTreeSet;
 
 use serde_json::{Map, Value, json};
 
+use crate::request::{Degraded, Limits};
+
 /// Processes of a container that was given no limit.
 pub(crate) const PIDS_DEFAULT: u32 = 4_096;
 /// Microseconds over which processor time is counted.
@@ -16,38 +18,15 @@ const IO_WEIGHT: std::ops::RangeInclusive<u16> = 10..=1_000;
 const FILES_MAX: u64 = 524_288;
 const FILES_SOFT: u64 = 1_024;
 
-/// What a workload asks for.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Limits {
-    pub(crate) memory_bytes: Option<u64>,
-    /// Thousandths of a processor.
-    pub(crate) cpu_millis: Option<u32>,
-    pub(crate) pids: Option<u32>,
-    pub(crate) io_weight: Option<u16>,
-}
-
-/// Something asked for that this host does not do, and why.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Missing {
-    pub(crate) what: &'static str,
-    pub(crate) why: String,
-}
-
-impl Missing {
-    pub(crate) fn new(what: &'static str, why: impl Into<String>) -> Self {
-        Self { what, why: why.into() }
-    }
-}
-
 /// `linux.resources` with only what `usable` can enforce: a runtime fails the start over anything else.
-pub(crate) fn resources(limits: &Limits, usable: &BTreeSet<String>) -> (Value, Vec<Missing>) {
+pub(crate) fn resources(limits: &Limits, usable: &BTreeSet<String>) -> (Value, Vec<Degraded>) {
     let mut stated = Map::new();
     let mut missing = Vec::new();
     let mut state = |controller: &str, what: &'static str, key: &str, value: Value| {
         if usable.contains(controller) {
             stated.insert(key.to_owned(), value);
         } else {
-            missing.push(Missing::new(what, format!("this host has no usable control group controller {controller}")));
+            missing.push(Degraded { what, why: format!("this host has no usable control group controller {controller}") });
         }
     };
     if let Some(bytes) = limits.memory_bytes {
@@ -67,7 +46,7 @@ pub(crate) fn resources(limits: &Limits, usable: &BTreeSet<String>) -> (Value, V
         state("io", "io weight", "blockIO", json!({ "weight": weight }));
     }
     if limits.memory_bytes.is_some() && usable.contains("memory") && !usable.contains("swap") {
-        missing.push(Missing::new("swap limit", "this host does not count swap per control group"));
+        missing.push(Degraded { what: "swap limit", why: "this host does not count swap per control group".to_owned() });
     }
     if usable.contains("devices") {
         // Everything is denied first; the runtime then allows the few devices that every container has.

@@ -252,6 +252,16 @@ pub(crate) fn attach_clone(
     make_private(target)
 }
 
+/// Tries an id map on a clone of the mount at `directory` that is attached nowhere.
+///
+/// # Errors
+/// As [`sys::set_id_map`].
+pub(crate) fn try_id_map(directory: &Path, userns: BorrowedFd<'_>) -> io::Result<()> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    let tree = rustix::mount::open_tree(CWD, directory, flags)?;
+    sys::set_id_map(tree.as_fd(), userns)
+}
+
 /// Mounts the `sysfs` of the network namespace at `netns` on `target`, so that the container, which binds it, sees its
 /// own links only. A user namespace that does not own the network namespace may not mount it itself.
 ///
@@ -310,9 +320,26 @@ pub(crate) fn unmount(path: &Path) -> io::Result<()> {
         match rustix::mount::unmount(path, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
             Ok(()) => {}
             // Not a mount, or no such path.
-            Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOENT) => return Ok(()),
+            Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR) => return Ok(()),
             Err(error) => return Err(error.into()),
         }
+    }
+}
+
+/// Names of what is mounted in a container's run directory, outermost first.
+const MOUNTED: &[&str] = &["root", "sys", "l"];
+/// Where its volumes are mounted, each at its number.
+pub(crate) const VOLUMES: &str = "v";
+
+/// Unmounts all that a container's run directory holds; a directory that is not there holds nothing.
+pub(crate) fn unmount_all(directory: &Path) -> io::Result<()> {
+    for name in MOUNTED {
+        unmount(&directory.join(name))?;
+    }
+    match fs::read_dir(directory.join(VOLUMES)) {
+        Ok(volumes) => volumes.filter_map(Result::ok).try_for_each(|volume| unmount(&volume.path())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error),
     }
 }
 
@@ -324,7 +351,12 @@ pub(crate) fn make_directory(path: &Path, mode: u32) -> Result<(), StepError> {
         }
         _ => {}
     }
-    fs::set_permissions(path, fs::Permissions::from_mode(mode)).at("set the mode of a directory")
+    set_mode(path, mode)
+}
+
+/// Sets exactly this mode.
+pub(crate) fn set_mode(path: &Path, mode: u32) -> Result<(), StepError> {
+    fs::set_permissions(path, fs::Permissions::from_mode(mode)).at("set a mode")
 }
 
 #[cfg(test)]

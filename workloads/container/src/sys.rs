@@ -42,6 +42,15 @@ pub(crate) fn own_working_directory() -> io::Result<()> {
     unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::FS) }.map_err(Into::into)
 }
 
+/// Moves the calling thread into a copy of its mount namespace.
+///
+/// # Errors
+/// As `unshare`.
+pub(crate) fn own_mount_namespace() -> io::Result<()> {
+    // SAFETY: as above; no descriptor changes its owner.
+    unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNS) }.map_err(Into::into)
+}
+
 /// Moves the calling thread into a new network namespace.
 ///
 /// # Errors

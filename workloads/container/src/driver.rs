@@ -1,0 +1,555 @@
+//! The driver: from a request to a container that runs, and back to a host without a trace of it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::chown;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant, SystemTime};
+
+use parking_lot::Mutex;
+use rustix::fs::{Mode, OFlags, ResolveFlags};
+
+use crate::bundle::{self, Bind, Plan};
+use crate::cgroup::{Cgroups, Layout};
+use crate::error::{AtStep, StepError};
+use crate::external::{self, Launch};
+use crate::idmap::{self, IdMaps};
+use crate::process::Process;
+use crate::request::{
+    Adopted, AdoptedState, Degraded, Exit, ExitCause, HostFacts, RuntimeError, StartRequest, Started, Stats, WorkloadId,
+};
+use crate::user::{self, ResolvedUser, find_user};
+use crate::{caps, exitfile, limits, rootfs, seccomp};
+
+/// What the kernel's number of CAP_SYS_RESOURCE is.
+const SYS_RESOURCE: u64 = 24;
+/// Words of a program, and variables of its environment.
+const WORDS_MAX: usize = 4_096;
+/// Bytes of all of them; the kernel's own limit is of this size.
+const WORDS_BYTES_MAX: usize = 1 << 20;
+/// Volumes of one container.
+const VOLUMES_MAX: usize = 64;
+/// How long a killed container may need to end.
+const END_MAX: Duration = Duration::from_secs(10);
+/// Between two looks for the record of an end.
+const RECORD_STEP: Duration = Duration::from_millis(2);
+
+/// Where things are kept, and what runs containers.
+#[derive(Clone, Debug)]
+pub struct DriverConfig {
+    /// One directory per container that does not survive the host's restart, on a tmpfs.
+    pub run_directory: PathBuf,
+    /// One directory per container with what it wrote.
+    pub state_directory: PathBuf,
+    /// The control group above all containers', absolute below each tree's mount.
+    pub cgroup_parent: String,
+    /// `crun` or `runc`.
+    pub runtime: PathBuf,
+}
+
+/// The containers of one host. Every call blocks; each ends in bounded time.
+#[derive(Debug)]
+pub struct Driver {
+    config: DriverConfig,
+    cgroups: Arc<Cgroups>,
+    maps: IdMaps,
+    facts: HostFacts,
+    bounding: u64,
+    /// Threads that wait for the containers started or adopted here.
+    waiters: Mutex<BTreeMap<WorkloadId, thread::JoinHandle<()>>>,
+}
+
+/// The two directories of one container.
+struct Place {
+    id: String,
+    run: PathBuf,
+    state: PathBuf,
+}
+
+impl Driver {
+    /// Looks at the host and makes the directories. Containers of before are told by [`Self::adopt`].
+    ///
+    /// # Errors
+    /// A directory that cannot be made.
+    pub fn open(config: DriverConfig) -> Result<Self, RuntimeError> {
+        for directory in [&config.run_directory, &config.state_directory] {
+            fs::create_dir_all(directory).at("make the directories of containers")?;
+        }
+        rootfs::make_directory(&config.state_directory, 0o700)?;
+        // Others may pass: a container's root goes through here from within its user namespace.
+        rootfs::make_directory(&config.run_directory, 0o711)?;
+        rootfs::ensure_private_mount(&config.run_directory)?;
+        let cgroups = Cgroups::probe(&config.cgroup_parent)?;
+        let status = fs::read_to_string("/proc/self/status").at("read /proc/self/status")?;
+        let maps = IdMaps::default();
+        let facts = HostFacts {
+            cgroups: cgroups.layout(),
+            controllers: cgroups.usable().iter().cloned().collect(),
+            user_namespaces: idmap::user_namespaces_allowed(),
+            id_maps: id_maps_work(&maps, &config.state_directory),
+            seccomp: Path::new("/proc/sys/kernel/seccomp/actions_avail").exists(),
+            sys_resource: caps::effective_set(&status) >> SYS_RESOURCE & 1 == 1,
+        };
+        let bounding = caps::bounding(&status);
+        let waiters = Mutex::new(BTreeMap::new());
+        Ok(Self { config, cgroups: Arc::new(cgroups), maps, facts, bounding, waiters })
+    }
+
+    /// What this host can do for containers.
+    pub fn facts(&self) -> &HostFacts {
+        &self.facts
+    }
+
+    fn place(&self, id: WorkloadId) -> Place {
+        let id = id.to_string();
+        Place { run: self.config.run_directory.join(&id), state: self.config.state_directory.join(&id), id }
+    }
+
+    /// Starts a container and returns when its first process exists.
+    ///
+    /// # Errors
+    /// [`RuntimeError::Refused`] for what cannot be run here or is running already. Nothing is left of a failed start but
+    /// what an earlier start of the same container wrote.
+    pub fn start(&self, request: &StartRequest) -> Result<Started, RuntimeError> {
+        let args = self.check(request)?;
+        let place = self.place(request.id);
+        let known = place.state.exists();
+        match fs::create_dir(&place.run) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                return Err(RuntimeError::Refused { why: format!("container {} is here already", place.id) });
+            }
+            made => made.at("make the run directory of a container")?,
+        }
+        self.bring_up(request, &place, &args).inspect_err(|_| {
+            if let Err(error) = self.remove(request.id, known) {
+                tracing::warn!(id = place.id, %error, "what a failed start left could not be removed");
+            }
+        })
+    }
+
+    /// What can be told before anything is made. Returns the program's words as text.
+    fn check(&self, request: &StartRequest) -> Result<Vec<String>, RuntimeError> {
+        let refuse = |why: &str| Err(RuntimeError::Refused { why: why.to_owned() });
+        if request.security.user_namespace && !(self.facts.user_namespaces && self.facts.id_maps) {
+            return refuse("this host cannot map the ids of an image into a user namespace");
+        }
+        if request.tty {
+            return refuse("an external runtime gives containers no terminal");
+        }
+        let args: Result<Vec<String>, _> = request.args.iter().cloned().map(String::from_utf8).collect();
+        let Ok(args) = args else { return refuse("an external runtime takes no arguments that are not UTF-8") };
+        if args.first().is_none_or(String::is_empty) {
+            return refuse("the image names no program, and none was given");
+        }
+        let environment = request.env.iter().flat_map(|(name, value)| [name, value]);
+        let words: Vec<&String> = args.iter().chain(environment).collect();
+        if words.len() > WORDS_MAX || words.iter().map(|word| word.len() + 1).sum::<usize>() > WORDS_BYTES_MAX {
+            return refuse("the program's arguments and environment are too long");
+        }
+        if words.iter().any(|word| word.contains('\0')) || request.env.iter().any(|(name, _)| name.contains('=')) {
+            return refuse("an argument or variable holds a NUL byte, or a variable's name an equals sign");
+        }
+        let targets = request.volumes.iter().map(|volume| volume.target.as_str());
+        if !targets.chain([request.workdir.as_str()]).all(is_plain_absolute) {
+            return refuse("volumes and the working directory need absolute paths without . and ..");
+        }
+        if request.volumes.len() > VOLUMES_MAX {
+            return refuse("there are too many volumes");
+        }
+        let security = &request.security;
+        let names = security.add_capabilities.iter().chain(&security.drop_capabilities);
+        if let Some(unknown) = names.into_iter().find(|name| !caps::ALL.contains(&name.as_str())) {
+            return refuse(&format!("there is no capability {unknown}"));
+        }
+        Ok(args)
+    }
+
+    fn bring_up(&self, request: &StartRequest, place: &Place, args: &[String]) -> Result<Started, RuntimeError> {
+        let id_map = if request.security.user_namespace {
+            Some(self.maps.namespace(request.uid_base).at("make the user namespace")?)
+        } else {
+            None
+        };
+        let base = id_map.as_ref().map(|_| request.uid_base);
+        // The container's root passes by its group; what lies here is the host's.
+        rootfs::make_directory(&place.run, 0o710)?;
+        chown(&place.run, Some(0), Some(base.unwrap_or(0))).at("give the run directory its group")?;
+        fs::write(place.run.join("generation"), request.generation.to_string()).at("note the generation")?;
+        if request.remove {
+            fs::write(place.run.join("volatile"), "").at("note that nothing is kept")?;
+        }
+        rootfs::make_directory(&place.state, 0o700)?;
+        let root = rootfs::mount_root(&rootfs::Root {
+            directory: &place.run,
+            layer_directory: &request.root.directory,
+            layers: &request.root.layers,
+            state: &place.state,
+            id_map: id_map.as_ref().zip(base).map(|(namespace, base)| (namespace.as_fd(), base)),
+            volatile: request.remove,
+        })?;
+        let sysfs = place.run.join("sys");
+        rootfs::mount_sysfs(&request.netns, &sysfs)?;
+        let user = look_up(&root, &request.user)?;
+        let mut degraded = Vec::new();
+        let binds = self.binds(request, place, id_map.as_deref(), &mut degraded)?;
+        self.write_bundle(request, place, args, &user, base, &root, &sysfs, &binds, &mut degraded)?;
+        let hidden = self.cgroups.hidden();
+        let running = external::run(&Launch {
+            program: &self.config.runtime,
+            directory: &place.run,
+            id: &place.id,
+            netns: &request.netns,
+            hidden,
+        })?;
+        let pid = running.pid;
+        if let Some(process) = Process::look(pid) {
+            process.note(&place.run).at("note the container's process")?;
+        }
+        let (cgroups, id, directory) = (Arc::clone(&self.cgroups), place.id.clone(), place.run.clone());
+        let sync = !request.remove;
+        let record = move || {
+            let exit = running.wait(|| cgroups.usage(&id).oom_kills);
+            record(&directory, &exit, sync);
+        };
+        self.watch(request.id, record)?;
+        degraded.push(Degraded { what: "logs", why: "an external runtime keeps no output".to_owned() });
+        Ok(Started { pid, degraded })
+    }
+
+    fn watch(&self, id: WorkloadId, body: impl FnOnce() + Send + 'static) -> Result<(), RuntimeError> {
+        let name = format!("wait-{:.8}", id.to_string());
+        let waiter = thread::Builder::new().name(name).spawn(body).at("start a thread")?;
+        self.waiters.lock().insert(id, waiter);
+        Ok(())
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "what was looked up for one bundle, in one place")]
+    fn write_bundle(
+        &self, request: &StartRequest, place: &Place, args: &[String], user: &ResolvedUser, base: Option<u32>, root: &Path,
+        sysfs: &Path, binds: &[Bind], degraded: &mut Vec<Degraded>,
+    ) -> Result<(), RuntimeError> {
+        let security = &request.security;
+        let add: Vec<&str> = security.add_capabilities.iter().map(String::as_str).collect();
+        let drop: Vec<&str> = security.drop_capabilities.iter().map(String::as_str).collect();
+        let capabilities =
+            caps::effective(security.privileged, security.user_namespace, &add, &drop, self.bounding);
+        let (resources, missing) = limits::resources(&request.limits, self.cgroups.usable());
+        degraded.extend(missing);
+        if base.is_none() && !self.cgroups.usable().contains("devices") {
+            degraded.push(Degraded { what: "device rules", why: "this host has no controller for devices".to_owned() });
+        }
+        let filtered = security.seccomp && !security.privileged;
+        let held: Vec<&str> = capabilities.iter().copied().collect();
+        let profile = filtered.then(|| seccomp::oci_profile(&held));
+        let mut env = request.env.clone();
+        if env.iter().all(|(name, _)| name != "HOME") {
+            env.push(("HOME".to_owned(), user.home.clone()));
+        }
+        let here = |path: &&&str| Path::new(path).exists();
+        let masked: Vec<&str> = bundle::MASKED.iter().filter(here).copied().collect();
+        let read_only: Vec<&str> = bundle::READ_ONLY.iter().filter(here).copied().collect();
+        let score = fs::read_to_string("/proc/self/oom_score_adj").ok().and_then(|text| text.trim().parse::<i32>().ok());
+        let files = rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum.unwrap_or(u64::MAX);
+        let config = bundle::config(&Plan {
+            args,
+            env: &env,
+            workdir: &request.workdir,
+            uid: user.uid,
+            gid: user.gid,
+            groups: &user.groups,
+            tty: request.tty,
+            hostname: &request.hostname,
+            capabilities: &capabilities,
+            no_new_privs: security.no_new_privs,
+            read_only: security.read_only,
+            privileged: security.privileged,
+            uid_base: base,
+            cgroup_path: &self.cgroups.bundle_path(&place.id),
+            cgroup_namespace: Path::new("/proc/self/ns/cgroup").exists(),
+            cgroup_mount: self.cgroups.layout() != Layout::Absent,
+            resources: &resources,
+            rlimits: &limits::rlimits(files),
+            // A daemon that the host protects must not pass its protection on.
+            oom_score_adj: score.filter(|score| *score < 0).map(|_| 0),
+            root,
+            sysfs,
+            binds,
+            seccomp: profile.as_ref(),
+            masked: &masked,
+            read_only_paths: &read_only,
+        });
+        fs::write(place.run.join("config.json"), config.to_string()).at("write the bundle")?;
+        Ok(())
+    }
+
+    /// Names and resolver, then the volumes, each mounted in the run directory first: the container's root could neither
+    /// reach nor map them where they are.
+    fn binds(
+        &self, request: &StartRequest, place: &Place, userns: Option<&OwnedFd>, degraded: &mut Vec<Degraded>,
+    ) -> Result<Vec<Bind>, RuntimeError> {
+        let mut binds = Vec::new();
+        let hostname = format!("{}\n", request.hostname);
+        for (name, text) in
+            [("resolv.conf", &request.resolv_conf), ("hosts", &request.hosts), ("hostname", &hostname)]
+        {
+            let source = place.run.join(name);
+            fs::write(&source, text).at("write the names for a container")?;
+            rootfs::set_mode(&source, 0o644)?;
+            // Read-only: the file lies in the host's memory, which the container must not fill.
+            binds.push(Bind { source, target: format!("/etc/{name}"), read_only: true });
+        }
+        if request.volumes.is_empty() {
+            return Ok(binds);
+        }
+        let all = place.run.join(rootfs::VOLUMES);
+        rootfs::make_directory(&all, 0o711)?;
+        for (number, volume) in request.volumes.iter().enumerate() {
+            let target = all.join(number.to_string());
+            let source = fs::metadata(&volume.source).at("look at a volume")?;
+            if source.is_dir() {
+                rootfs::make_directory(&target, 0o755)?;
+            } else {
+                fs::write(&target, "").at("make a file to mount a volume on")?;
+            }
+            if let Err(error) = rootfs::attach_clone(&volume.source, &target, userns.map(AsFd::as_fd), false) {
+                // A filesystem without id maps: the container sees the owners as nobody.
+                if userns.is_none() || error.source.raw_os_error() != Some(libc::EINVAL) {
+                    return Err(error.into());
+                }
+                rootfs::attach_clone(&volume.source, &target, None, false)?;
+                let why = format!("the filesystem of {} cannot map ids", volume.source.display());
+                degraded.push(Degraded { what: "owners in a volume", why });
+            }
+            binds.push(Bind { source: target, target: volume.target.clone(), read_only: volume.read_only });
+        }
+        Ok(binds)
+    }
+
+    /// Sends a signal to the container's first process.
+    ///
+    /// # Errors
+    /// [`RuntimeError::NotFound`] where none runs.
+    pub fn signal(&self, id: WorkloadId, signal: u8) -> Result<(), RuntimeError> {
+        let process = Process::noted(&self.place(id).run).ok_or(RuntimeError::NotFound { id })?;
+        let sent = process.signal(signal).at("send a signal")?;
+        if sent { Ok(()) } else { Err(RuntimeError::NotFound { id }) }
+    }
+
+    /// How the container ended, waiting at most `limit` for it; nothing while it still runs.
+    ///
+    /// # Errors
+    /// [`RuntimeError::NotFound`].
+    pub fn wait(&self, id: WorkloadId, limit: Duration) -> Result<Option<Exit>, RuntimeError> {
+        let place = self.place(id);
+        if !place.run.is_dir() {
+            return Err(RuntimeError::NotFound { id });
+        }
+        let end = Instant::now() + limit;
+        if let Some(process) = Process::noted(&place.run).and_then(Process::open)
+            && !external::wait_for_end(&process, Some(limit))
+        {
+            return Ok(None);
+        }
+        loop {
+            if let Some(exit) = exitfile::read(&place.run) {
+                return Ok(Some(exit));
+            }
+            if Instant::now() >= end {
+                return Ok(None);
+            }
+            thread::sleep(RECORD_STEP);
+        }
+    }
+
+    /// What the container used up to now.
+    ///
+    /// # Errors
+    /// [`RuntimeError::NotFound`].
+    pub fn stats(&self, id: WorkloadId) -> Result<Stats, RuntimeError> {
+        let place = self.place(id);
+        if !place.run.is_dir() {
+            return Err(RuntimeError::NotFound { id });
+        }
+        let usage = self.cgroups.usage(&place.id);
+        let (received_bytes, sent_bytes) = traffic(&place.run.join("sys/class/net"));
+        Ok(Stats {
+            cpu_ns: usage.cpu_ns,
+            memory_bytes: usage.memory_bytes,
+            memory_bytes_max: usage.memory_bytes_max,
+            pids: usage.pids,
+            oom_kills: usage.oom_kills,
+            received_bytes,
+            sent_bytes,
+        })
+    }
+
+    /// Everything under the run directory, after a restart of the caller: what runs is watched again, what ended without
+    /// a record is recorded as lost, what was half made is removed, and so is what nobody knows.
+    ///
+    /// # Errors
+    /// When the run directory cannot be read. What cannot be cleaned is logged and told again by the next call.
+    pub fn adopt(&self) -> Result<Vec<Adopted>, RuntimeError> {
+        let mut adopted = Vec::new();
+        let mut known = BTreeSet::new();
+        for entry in fs::read_dir(&self.config.run_directory).at("read the run directory")? {
+            let entry = entry.at("read the run directory")?;
+            let Some(id) = entry.file_name().to_str().and_then(|name| name.parse::<WorkloadId>().ok()) else { continue };
+            match self.adopt_one(id) {
+                Ok(Some(one)) => {
+                    known.insert(id.to_string());
+                    adopted.push(one);
+                }
+                Ok(None) => {}
+                Err(error) => {
+                    known.insert(id.to_string());
+                    tracing::warn!(%id, %error, "a container of before could not be adopted");
+                }
+            }
+        }
+        for stray in self.cgroups.present().difference(&known).filter(|name| name.parse::<WorkloadId>().is_ok()) {
+            if let Err(error) = self.cgroups.remove(stray) {
+                tracing::warn!(group = %stray, %error, "a control group that nobody knows could not be removed");
+            }
+        }
+        Ok(adopted)
+    }
+
+    fn adopt_one(&self, id: WorkloadId) -> Result<Option<Adopted>, RuntimeError> {
+        let place = self.place(id);
+        let generation = fs::read_to_string(place.run.join("generation")).ok().and_then(|text| text.parse().ok());
+        let (generation, process) = match (generation, Process::noted(&place.run), exitfile::read(&place.run)) {
+            (Some(generation), _, Some(exit)) => {
+                return Ok(Some(Adopted { id, generation, state: AdoptedState::Exited(exit) }));
+            }
+            (Some(generation), Some(process), None) => (generation, process),
+            (generation, _, _) => {
+                // Half made. What a container of that name wrote before is kept.
+                self.remove(id, generation.is_none() || !place.run.join("volatile").exists())?;
+                return Ok(None);
+            }
+        };
+        let sync = !place.run.join("volatile").exists();
+        if let Some(descriptor) = process.open() {
+            if !self.waiters.lock().contains_key(&id) {
+                let directory = place.run;
+                self.watch(id, move || {
+                    external::wait_for_end(&descriptor, None);
+                    record(&directory, &lost(), sync);
+                })?;
+            }
+            return Ok(Some(Adopted { id, generation, state: AdoptedState::Running { pid: process.pid } }));
+        }
+        if self.waiters.lock().get(&id).is_some_and(|waiter| !waiter.is_finished()) {
+            // It ended a moment ago, and its record is being written.
+            let exit = self.wait(id, END_MAX)?.ok_or(RuntimeError::Timeout { what: "end" })?;
+            return Ok(Some(Adopted { id, generation, state: AdoptedState::Exited(exit) }));
+        }
+        self.cgroups.remove(&place.id)?;
+        let exit = lost();
+        exitfile::write(&place.run, &exit, sync)?;
+        Ok(Some(Adopted { id, generation, state: AdoptedState::Exited(exit) }))
+    }
+
+    /// Ends the container where it runs and takes away all that is left of it; with `keep_upper` what it wrote stays for
+    /// the next start. Nothing there is no error.
+    ///
+    /// # Errors
+    /// What could not be taken away; the call may be repeated.
+    pub fn remove(&self, id: WorkloadId, keep_upper: bool) -> Result<(), RuntimeError> {
+        let place = self.place(id);
+        let noted = Process::noted(&place.run);
+        if let Some(process) = noted {
+            let _gone = process.signal(9).at("kill a container")?;
+        }
+        self.cgroups.remove(&place.id)?;
+        if let Some(process) = noted.and_then(Process::open)
+            && !external::wait_for_end(&process, Some(END_MAX))
+        {
+            return Err(RuntimeError::Timeout { what: "end" });
+        }
+        if let Some(waiter) = self.waiters.lock().remove(&id) {
+            // It ends with the container. A panic there is in the log already.
+            let _panicked = waiter.join();
+        }
+        external::delete(&self.config.runtime, &place.run, &place.id);
+        rootfs::unmount_all(&place.run).at("unmount a container's root")?;
+        remove_tree(&place.run).at("remove a container's run directory")?;
+        if !keep_upper {
+            remove_tree(&place.state).at("remove what a container wrote")?;
+        }
+        Ok(())
+    }
+}
+
+fn lost() -> Exit {
+    Exit { code: 255, signal: None, oom_killed: false, at: SystemTime::now(), cause: ExitCause::ShimLost }
+}
+
+fn record(directory: &Path, exit: &Exit, sync: bool) {
+    if let Err(error) = exitfile::write(directory, exit, sync) {
+        tracing::warn!(%error, "how a container ended could not be recorded");
+    }
+}
+
+fn remove_tree(path: &Path) -> io::Result<()> {
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Absolute, and every component a name.
+fn is_plain_absolute(path: &str) -> bool {
+    let mut components = Path::new(path).components();
+    let absolute = components.next() == Some(std::path::Component::RootDir);
+    absolute && !path.contains('\0') && components.all(|c| matches!(c, std::path::Component::Normal(_)))
+}
+
+/// The user by the files of the mounted root, which are followed within it only.
+fn look_up(root: &Path, user: &str) -> Result<ResolvedUser, RuntimeError> {
+    let directory = rustix::fs::open(root, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
+    let directory = directory.at("open the root")?;
+    let read = |path: &str| -> Result<Vec<u8>, StepError> {
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
+        let inside = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+        let file = match rustix::fs::openat2(&directory, path, flags, Mode::empty(), inside) {
+            Ok(file) => fs::File::from(file),
+            // Images need not have them; one that is no file is as good as none.
+            Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR | rustix::io::Errno::LOOP) => return Ok(Vec::new()),
+            Err(error) => return Err(StepError::new("read the image's users", error.into())),
+        };
+        if !file.metadata().at("read the image's users")?.is_file() {
+            return Ok(Vec::new());
+        }
+        let mut text = Vec::new();
+        io::Read::read_to_end(&mut io::Read::take(file, user::FILE_BYTES_MAX), &mut text).at("read the image's users")?;
+        Ok(text)
+    };
+    Ok(find_user(user, &read("etc/passwd")?, &read("etc/group")?)?)
+}
+
+/// Bytes received and sent over all links but the loopback, by a sysfs.
+fn traffic(links: &Path) -> (u64, u64) {
+    let Ok(entries) = fs::read_dir(links) else { return (0, 0) };
+    let names = entries.filter_map(Result::ok).filter(|link| link.file_name() != "lo");
+    let count = |link: &Path, name: &str| -> u64 {
+        let text = fs::read_to_string(link.join("statistics").join(name)).unwrap_or_default();
+        text.trim().parse().unwrap_or(0)
+    };
+    names.map(|link| link.path()).fold((0, 0), |(received, sent), link| {
+        (received.saturating_add(count(&link, "rx_bytes")), sent.saturating_add(count(&link, "tx_bytes")))
+    })
+}
+
+/// Tries an id map on a clone of the directory that nobody sees.
+fn id_maps_work(maps: &IdMaps, directory: &Path) -> bool {
+    let probe = || -> io::Result<()> {
+        let namespace = maps.namespace(1 << 30)?;
+        rootfs::try_id_map(directory, namespace.as_fd())
+    };
+    probe().is_ok()
+}
