@@ -1,0 +1,8 @@
+//! x
+mod cgroup;
+mod create;
+mod exec;
+mod executor;
+mod report;
+mod sys;
+fn main() {}
