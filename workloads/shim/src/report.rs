@@ -120,20 +120,33 @@ pub(crate) fn send(socket: impl AsFd, report: &Report, terminal: Option<Borrowed
 /// What recvmsg(2) says; EAGAIN from a socket that does not block and has nothing; a report that is none.
 pub(crate) fn receive(socket: impl AsFd) -> io::Result<Option<(Report, Option<OwnedFd>)>> {
     let mut bytes = [0; REPORT_BYTES_MAX];
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-    let message = recvmsg(socket, &mut [IoSliceMut::new(&mut bytes)], &mut ancillary, RecvFlags::CMSG_CLOEXEC)?;
-    let mut terminal = None;
-    for entry in ancillary.drain() {
-        if let RecvAncillaryMessage::ScmRights(fds) = entry {
-            terminal = fds.last();
-        }
-    }
-    if message.bytes == 0 {
+    let (count, terminal) = receive_with(socket, &mut bytes)?;
+    if count == 0 {
         return Ok(None);
     }
-    let report = Report::decode(&bytes[..message.bytes]).ok_or(io::ErrorKind::InvalidData)?;
+    let report = Report::decode(&bytes[..count]).ok_or(io::ErrorKind::InvalidData)?;
     Ok(Some((report, terminal)))
+}
+
+/// The descriptor that comes with the next message, whatever that says.
+///
+/// # Errors
+/// What recvmsg(2) says.
+pub(crate) fn receive_descriptor(socket: impl AsFd) -> io::Result<Option<OwnedFd>> {
+    Ok(receive_with(socket, &mut [0; 256])?.1)
+}
+
+fn receive_with(socket: impl AsFd, bytes: &mut [u8]) -> io::Result<(usize, Option<OwnedFd>)> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    let message = recvmsg(socket, &mut [IoSliceMut::new(bytes)], &mut ancillary, RecvFlags::CMSG_CLOEXEC)?;
+    let mut descriptor = None;
+    for entry in ancillary.drain() {
+        if let RecvAncillaryMessage::ScmRights(fds) = entry {
+            descriptor = fds.last();
+        }
+    }
+    Ok((message.bytes, descriptor))
 }
 
 #[cfg(test)]
