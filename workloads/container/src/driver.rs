@@ -18,12 +18,14 @@ use crate::cgroup::{Cgroups, Layout};
 use crate::error::{AtStep, StepError};
 use crate::external::{self, Launch};
 use crate::idmap::{self, IdMaps};
-use crate::process::Process;
+use crate::process::{self, Process};
 use crate::request::{
-    Adopted, AdoptedState, Degraded, Exit, ExitCause, HostFacts, RuntimeError, StartRequest, Started, Stats, WorkloadId,
+    Adopted, AdoptedState, Degraded, ExecRequest, Exit, ExitCause, HostFacts, RuntimeError, StartRequest, Started, Stats,
+    StreamPoint, WorkloadId,
 };
 use crate::user::{self, ResolvedUser, find_user};
-use crate::{caps, exitfile, limits, rootfs, seccomp};
+use crate::wire::{self, Command, Event};
+use crate::{caps, exitfile, limits, rootfs, seccomp, shim};
 
 /// What the kernel's number of CAP_SYS_RESOURCE is.
 const SYS_RESOURCE: u64 = 24;
@@ -38,6 +40,10 @@ const END_MAX: Duration = Duration::from_secs(10);
 /// Between two looks for the record of an end.
 const RECORD_STEP: Duration = Duration::from_millis(2);
 
+/// Bytes of one segment of a container's log, and how many are kept.
+const LOG_SEGMENT_BYTES: u64 = 8 << 20;
+const LOG_SEGMENTS: u32 = 4;
+
 /// Where things are kept, and what runs containers.
 #[derive(Clone, Debug)]
 pub struct DriverConfig {
@@ -47,8 +53,18 @@ pub struct DriverConfig {
     pub state_directory: PathBuf,
     /// The control group above all containers', absolute below each tree's mount.
     pub cgroup_parent: String,
-    /// `crun` or `runc`.
-    pub runtime: PathBuf,
+    /// The group of the shims themselves, likewise; without one they stay in the caller's.
+    pub shim_cgroup: Option<String>,
+    pub launcher: Launcher,
+}
+
+/// What runs containers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Launcher {
+    /// The program `meshd-shim`.
+    Shim(PathBuf),
+    /// `crun` or `runc`: without logs, terminals, attach and exec.
+    External(PathBuf),
 }
 
 /// The containers of one host. Every call blocks; each ends in bounded time.
@@ -68,6 +84,13 @@ struct Place {
     id: String,
     run: PathBuf,
     state: PathBuf,
+}
+
+impl Place {
+    /// Where the end of a container that was started is recorded.
+    fn records(&self) -> PathBuf {
+        exit_directory(self, self.run.join("volatile").exists())
+    }
 }
 
 impl Driver {
@@ -137,11 +160,12 @@ impl Driver {
         if request.security.user_namespace && !(self.facts.user_namespaces && self.facts.id_maps) {
             return refuse("this host cannot map the ids of an image into a user namespace");
         }
-        if request.tty {
-            return refuse("an external runtime gives containers no terminal");
+        let external = matches!(self.config.launcher, Launcher::External(_));
+        if external && (request.tty || request.stdin || request.hold_for_attach) {
+            return refuse("an external runtime gives containers no terminal and no input");
         }
         let args: Result<Vec<String>, _> = request.args.iter().cloned().map(String::from_utf8).collect();
-        let Ok(args) = args else { return refuse("an external runtime takes no arguments that are not UTF-8") };
+        let Ok(args) = args else { return refuse("a bundle takes no arguments that are not UTF-8") };
         if args.first().is_none_or(String::is_empty) {
             return refuse("the image names no program, and none was given");
         }
@@ -196,28 +220,71 @@ impl Driver {
         let user = look_up(&root, &request.user)?;
         let mut degraded = Vec::new();
         let binds = self.binds(request, place, id_map.as_deref(), &mut degraded)?;
-        self.write_bundle(request, place, args, &user, base, &root, &sysfs, &binds, &mut degraded)?;
-        let hidden = self.cgroups.hidden();
-        let running = external::run(&Launch {
-            program: &self.config.runtime,
-            directory: &place.run,
-            id: &place.id,
-            netns: &request.netns,
-            hidden,
-        })?;
-        let pid = running.pid;
-        if let Some(process) = Process::look(pid) {
-            process.note(&place.run).at("note the container's process")?;
-        }
-        let (cgroups, id, directory) = (Arc::clone(&self.cgroups), place.id.clone(), place.run.clone());
-        let sync = !request.remove;
-        let record = move || {
-            let exit = running.wait(|| cgroups.usage(&id).oom_kills);
-            record(&directory, &exit, sync);
+        let filter =
+            self.write_bundle(request, place, args, &user, base, &root, &sysfs, &binds, &mut degraded)?;
+        let records = exit_directory(place, request.remove);
+        remove_file(&records.join(exitfile::NAME)).at("forget an end of before")?;
+        let pid = match &self.config.launcher {
+            Launcher::Shim(program) => self.run_shim(request, place, program, filter, records)?,
+            Launcher::External(program) => {
+                degraded.push(Degraded { what: "logs", why: "an external runtime keeps no output".to_owned() });
+                self.run_external(request, place, program, records)?
+            }
         };
-        self.watch(request.id, record)?;
-        degraded.push(Degraded { what: "logs", why: "an external runtime keeps no output".to_owned() });
         Ok(Started { pid, degraded })
+    }
+
+    fn run_shim(
+        &self, request: &StartRequest, place: &Place, program: &Path, filter: Vec<u8>, records: PathBuf,
+    ) -> Result<u32, RuntimeError> {
+        let text = |path: &Path| -> Result<String, RuntimeError> {
+            let refused = || RuntimeError::Refused { why: format!("{} is no UTF-8 path", path.display()) };
+            path.to_str().map(str::to_owned).ok_or_else(refused)
+        };
+        let log = place.state.join("log");
+        rootfs::make_directory(&log, 0o700)?;
+        let config = wire::Config {
+            id: place.id.clone(),
+            generation: request.generation,
+            netns: Some(text(&request.netns)?),
+            filter,
+            tty: request.tty,
+            stdin: request.stdin,
+            hold_for_attach: request.hold_for_attach,
+            cgroup: self.cgroups.bundle_path(&place.id),
+            shim_cgroup: self.config.shim_cgroup.clone(),
+            log_directory: Some(text(&log)?),
+            log_segment_bytes: LOG_SEGMENT_BYTES,
+            log_segments: LOG_SEGMENTS,
+            exit_file: text(&records.join(exitfile::NAME))?,
+            durable: !request.remove,
+            held: Vec::new(),
+            health: None,
+        };
+        let running = shim::run(&shim::Launch { program, directory: &place.run, config: &config })?;
+        let pid = running.pid;
+        note(&place.run, pid)?;
+        let (cgroups, id, sync) = (Arc::clone(&self.cgroups), place.id.clone(), !request.remove);
+        self.watch(request.id, move || {
+            running.wait();
+            end_lost(&cgroups, &id, &records, sync);
+        })?;
+        Ok(pid)
+    }
+
+    fn run_external(
+        &self, request: &StartRequest, place: &Place, program: &Path, records: PathBuf,
+    ) -> Result<u32, RuntimeError> {
+        let (netns, hidden) = (&request.netns, self.cgroups.hidden());
+        let running = external::run(&Launch { program, directory: &place.run, id: &place.id, netns, hidden })?;
+        let pid = running.pid;
+        note(&place.run, pid)?;
+        let (cgroups, id, sync) = (Arc::clone(&self.cgroups), place.id.clone(), !request.remove);
+        self.watch(request.id, move || {
+            let exit = running.wait(|| cgroups.usage(&id).oom_kills);
+            record(&records, &exit, sync);
+        })?;
+        Ok(pid)
     }
 
     fn watch(&self, id: WorkloadId, body: impl FnOnce() + Send + 'static) -> Result<(), RuntimeError> {
@@ -231,7 +298,7 @@ impl Driver {
     fn write_bundle(
         &self, request: &StartRequest, place: &Place, args: &[String], user: &ResolvedUser, base: Option<u32>, root: &Path,
         sysfs: &Path, binds: &[Bind], degraded: &mut Vec<Degraded>,
-    ) -> Result<(), RuntimeError> {
+    ) -> Result<Vec<u8>, RuntimeError> {
         let security = &request.security;
         let add: Vec<&str> = security.add_capabilities.iter().map(String::as_str).collect();
         let drop: Vec<&str> = security.drop_capabilities.iter().map(String::as_str).collect();
@@ -244,7 +311,10 @@ impl Driver {
         }
         let filtered = security.seccomp && !security.privileged;
         let held: Vec<&str> = capabilities.iter().copied().collect();
-        let profile = filtered.then(|| seccomp::oci_profile(&held));
+        let external = matches!(self.config.launcher, Launcher::External(_));
+        let profile = (filtered && external).then(|| seccomp::oci_profile(&held));
+        let filter = if filtered { seccomp::program(&held).map_err(io::Error::other) } else { Ok(Vec::new()) };
+        let filter = filter.at("compile the list of system calls")?;
         let mut env = request.env.clone();
         if env.iter().all(|(name, _)| name != "HOME") {
             env.push(("HOME".to_owned(), user.home.clone()));
@@ -283,7 +353,7 @@ impl Driver {
             read_only_paths: &read_only,
         });
         fs::write(place.run.join("config.json"), config.to_string()).at("write the bundle")?;
-        Ok(())
+        Ok(filter)
     }
 
     /// Names and resolver, then the volumes, each mounted in the run directory first: the container's root could neither
@@ -334,7 +404,7 @@ impl Driver {
     /// # Errors
     /// [`RuntimeError::NotFound`] where none runs.
     pub fn signal(&self, id: WorkloadId, signal: u8) -> Result<(), RuntimeError> {
-        let process = Process::noted(&self.place(id).run).ok_or(RuntimeError::NotFound { id })?;
+        let process = Process::noted(&self.place(id).run, process::NAME).ok_or(RuntimeError::NotFound { id })?;
         let sent = process.signal(signal).at("send a signal")?;
         if sent { Ok(()) } else { Err(RuntimeError::NotFound { id }) }
     }
@@ -349,13 +419,13 @@ impl Driver {
             return Err(RuntimeError::NotFound { id });
         }
         let end = Instant::now() + limit;
-        if let Some(process) = Process::noted(&place.run).and_then(Process::open)
+        if let Some(process) = Process::noted(&place.run, process::NAME).and_then(Process::open)
             && !external::wait_for_end(&process, Some(limit))
         {
             return Ok(None);
         }
         loop {
-            if let Some(exit) = exitfile::read(&place.run) {
+            if let Some(exit) = exitfile::read(&place.records()) {
                 return Ok(Some(exit));
             }
             if Instant::now() >= end {
@@ -363,6 +433,58 @@ impl Driver {
             }
             thread::sleep(RECORD_STEP);
         }
+    }
+
+    /// Runs one more program in the container; its streams are behind the answer.
+    ///
+    /// # Errors
+    /// [`RuntimeError::NotFound`] where none runs, [`RuntimeError::Refused`] with the shim's reason.
+    pub fn exec(&self, id: WorkloadId, request: &ExecRequest) -> Result<StreamPoint, RuntimeError> {
+        let place = self.place(id);
+        let control = self.control(id, &place)?;
+        let user = match &request.user {
+            Some(user) => {
+                let user = look_up(&place.run.join("root"), user)?;
+                Some((user.uid, user.gid, user.groups))
+            }
+            None => None,
+        };
+        let command = Command::Exec(wire::Exec {
+            args: request.args.iter().cloned().map(Into::into).collect(),
+            env: request.env.clone(),
+            workdir: request.workdir.clone(),
+            user,
+            tty: request.tty,
+            stdin: request.stdin,
+        });
+        let token = control.ask(&command, |event| match event {
+            Event::ExecStarted { token, .. } => Some(*token),
+            _ => None,
+        })?;
+        Ok(StreamPoint { socket: shim::streams(&place.run), token })
+    }
+
+    /// The streams of the container's own program.
+    ///
+    /// # Errors
+    /// As [`Self::exec`].
+    pub fn attach(&self, id: WorkloadId) -> Result<StreamPoint, RuntimeError> {
+        let place = self.place(id);
+        let token = self.control(id, &place)?.ask(&Command::Attach, |event| match event {
+            Event::Attached { token } => Some(*token),
+            _ => None,
+        })?;
+        Ok(StreamPoint { socket: shim::streams(&place.run), token })
+    }
+
+    fn control(&self, id: WorkloadId, place: &Place) -> Result<shim::Control, RuntimeError> {
+        if matches!(self.config.launcher, Launcher::External(_)) {
+            return Err(RuntimeError::Refused { why: "an external runtime has no streams".to_owned() });
+        }
+        if !shim::lives(&place.run) {
+            return Err(RuntimeError::NotFound { id });
+        }
+        Ok(shim::Control::connect(&place.run)?)
     }
 
     /// What the container used up to now.
@@ -421,7 +543,7 @@ impl Driver {
     fn adopt_one(&self, id: WorkloadId) -> Result<Option<Adopted>, RuntimeError> {
         let place = self.place(id);
         let generation = fs::read_to_string(place.run.join("generation")).ok().and_then(|text| text.parse().ok());
-        let (generation, process) = match (generation, Process::noted(&place.run), exitfile::read(&place.run)) {
+        let (generation, process) = match (generation, Process::noted(&place.run, process::NAME), exitfile::read(&place.records())) {
             (Some(generation), _, Some(exit)) => {
                 return Ok(Some(Adopted { id, generation, state: AdoptedState::Exited(exit) }));
             }
@@ -433,15 +555,30 @@ impl Driver {
             }
         };
         let sync = !place.run.join("volatile").exists();
-        if let Some(descriptor) = process.open() {
-            if !self.waiters.lock().contains_key(&id) {
-                let directory = place.run;
+        let records = place.records();
+        let running = || Ok(Some(Adopted { id, generation, state: AdoptedState::Running { pid: process.pid } }));
+        let watched = self.waiters.lock().contains_key(&id);
+        if place.run.join("lock").exists() {
+            if shim::lives(&place.run) {
+                if let Some(descriptor) = Process::noted(&place.run, shim::NAME).and_then(Process::open)
+                    && !watched
+                {
+                    let cgroups = Arc::clone(&self.cgroups);
+                    self.watch(id, move || {
+                        external::wait_for_end(&descriptor, None);
+                        end_lost(&cgroups, &place.id, &records, sync);
+                    })?;
+                }
+                return running();
+            }
+        } else if let Some(descriptor) = process.open() {
+            if !watched {
                 self.watch(id, move || {
                     external::wait_for_end(&descriptor, None);
-                    record(&directory, &lost(), sync);
+                    record(&records, &lost(), sync);
                 })?;
             }
-            return Ok(Some(Adopted { id, generation, state: AdoptedState::Running { pid: process.pid } }));
+            return running();
         }
         if self.waiters.lock().get(&id).is_some_and(|waiter| !waiter.is_finished()) {
             // It ended a moment ago, and its record is being written.
@@ -450,7 +587,7 @@ impl Driver {
         }
         self.cgroups.remove(&place.id)?;
         let exit = lost();
-        exitfile::write(&place.run, &exit, sync)?;
+        exitfile::write(&records, &exit, sync)?;
         Ok(Some(Adopted { id, generation, state: AdoptedState::Exited(exit) }))
     }
 
@@ -461,7 +598,7 @@ impl Driver {
     /// What could not be taken away; the call may be repeated.
     pub fn remove(&self, id: WorkloadId, keep_upper: bool) -> Result<(), RuntimeError> {
         let place = self.place(id);
-        let noted = Process::noted(&place.run);
+        let noted = Process::noted(&place.run, process::NAME);
         if let Some(process) = noted {
             let _gone = process.signal(9).at("kill a container")?;
         }
@@ -471,17 +608,52 @@ impl Driver {
         {
             return Err(RuntimeError::Timeout { what: "end" });
         }
-        if let Some(waiter) = self.waiters.lock().remove(&id) {
+        shim::end(&place.run)?;
+        let waiter = self.waiters.lock().remove(&id);
+        if let Some(waiter) = waiter {
             // It ends with the container. A panic there is in the log already.
             let _panicked = waiter.join();
         }
-        external::delete(&self.config.runtime, &place.run, &place.id);
+        if let Launcher::External(program) = &self.config.launcher {
+            external::delete(program, &place.run, &place.id);
+        }
+        // A shim that was ended may have made a group again while it ended its container.
+        self.cgroups.remove(&place.id)?;
         rootfs::unmount_all(&place.run).at("unmount a container's root")?;
         remove_tree(&place.run).at("remove a container's run directory")?;
         if !keep_upper {
             remove_tree(&place.state).at("remove what a container wrote")?;
         }
         Ok(())
+    }
+}
+
+/// A container that is to be forgotten is recorded where the host's restart forgets it as well.
+fn exit_directory(place: &Place, remove: bool) -> PathBuf {
+    if remove { place.run.clone() } else { place.state.clone() }
+}
+
+/// Notes the container's first process; one that ended already is not looked for.
+fn note(directory: &Path, pid: u32) -> Result<(), StepError> {
+    Process::look(pid).map_or(Ok(()), |process| process.note(directory, process::NAME).at("note the container's process"))
+}
+
+/// A shim ended. It tells before it goes, so where there is no record it was lost, and its container ends with it.
+fn end_lost(cgroups: &Cgroups, id: &str, records: &Path, sync: bool) {
+    // A directory that is gone was removed on purpose.
+    if !records.is_dir() || exitfile::read(records).is_some() {
+        return;
+    }
+    if let Err(error) = cgroups.remove(id) {
+        tracing::warn!(id, %error, "a container whose shim was lost could not be ended");
+    }
+    record(records, &lost(), sync);
+}
+
+fn remove_file(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
     }
 }
 

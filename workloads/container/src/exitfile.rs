@@ -7,6 +7,7 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use crate::error::{AtStep, StepError};
 use crate::request::{Exit, ExitCause};
+use crate::{shim, wire};
 
 /// Name in a container's run directory.
 pub(crate) const NAME: &str = "exit";
@@ -34,12 +35,16 @@ pub(crate) fn write(directory: &Path, exit: &Exit, sync: bool) -> Result<(), Ste
     Ok(())
 }
 
-/// Reads it; no file, or one that is damaged, is none.
+/// Reads it, or a shim's record at the same place; no file, or one that is damaged, is none.
 pub(crate) fn read(directory: &Path) -> Option<Exit> {
-    let mut text = String::new();
+    let mut bytes = Vec::new();
     let file = fs::File::open(directory.join(NAME)).ok()?;
-    let read: io::Result<usize> = file.take(BYTES_MAX).read_to_string(&mut text);
-    read.ok().and_then(|_| decode(&text))
+    let read: io::Result<usize> = file.take(BYTES_MAX).read_to_end(&mut bytes);
+    read.ok()?;
+    match std::str::from_utf8(&bytes).ok().and_then(decode) {
+        Some(exit) => Some(exit),
+        None => wire::decode::<wire::Exit>(&bytes).ok().map(|exit| shim::exit_of(&exit)),
+    }
 }
 
 fn encode(exit: &Exit) -> String {
@@ -47,6 +52,7 @@ fn encode(exit: &Exit) -> String {
     let cause = match exit.cause {
         ExitCause::Process => "process",
         ExitCause::ShimLost => "lost",
+        ExitCause::StartFailed => "failed",
     };
     let (signal, oom) = (exit.signal.unwrap_or(0), u8::from(exit.oom_killed));
     format!("{VERSION} {} {signal} {oom} {millis} {cause}\n", exit.code)
@@ -68,6 +74,7 @@ fn decode(text: &str) -> Option<Exit> {
         cause: match cause {
             "process" => ExitCause::Process,
             "lost" => ExitCause::ShimLost,
+            "failed" => ExitCause::StartFailed,
             _ => return None,
         },
     })
@@ -97,6 +104,17 @@ mod tests {
     #[test]
     fn the_form_is_fixed() {
         assert_eq!(encode(&exit()), "1 137 9 1 1800000000123 process\n");
+    }
+
+    #[test]
+    fn a_shims_record_is_read_as_well() {
+        let directory = tempfile::tempdir().unwrap();
+        let record = wire::Exit { code: 3, signal: None, oom_killed: false, at_ms: 5, start_failed: false };
+        fs::write(directory.path().join(NAME), wire::encode(&record)).unwrap();
+        let exit = read(directory.path()).unwrap();
+        assert_eq!((exit.code, exit.cause, exit.at), (3, ExitCause::Process, UNIX_EPOCH + Duration::from_millis(5)));
+        fs::write(directory.path().join(NAME), [1, 0xff]).unwrap();
+        assert_eq!(read(directory.path()), None);
     }
 
     #[test]

@@ -7,8 +7,8 @@ use std::path::Path;
 
 use rustix::process::{Pid, PidfdFlags, Signal};
 
-/// Name in a container's run directory.
-const NAME: &str = "process";
+/// Name in a container's run directory under which its first process is noted.
+pub(crate) const NAME: &str = "process";
 
 /// A process as it was when it was noted down.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,13 +27,13 @@ impl Process {
 
     /// # Errors
     /// As the filesystem says.
-    pub(crate) fn note(self, directory: &Path) -> io::Result<()> {
-        fs::write(directory.join(NAME), format!("{} {}\n", self.pid, self.started))
+    pub(crate) fn note(self, directory: &Path, name: &str) -> io::Result<()> {
+        fs::write(directory.join(name), format!("{} {}\n", self.pid, self.started))
     }
 
     /// What [`Self::note`] left behind.
-    pub(crate) fn noted(directory: &Path) -> Option<Self> {
-        let text = fs::read_to_string(directory.join(NAME)).ok()?;
+    pub(crate) fn noted(directory: &Path, name: &str) -> Option<Self> {
+        let text = fs::read_to_string(directory.join(name)).ok()?;
         let (pid, started) = text.trim_end().split_once(' ')?;
         Some(Self { pid: pid.parse().ok()?, started: started.parse().ok()? })
     }
@@ -81,8 +81,8 @@ mod tests {
         assert!(own.open().is_some());
         assert!(Process { started: own.started + 1, ..own }.open().is_none());
         let directory = tempfile::tempdir().unwrap();
-        own.note(directory.path()).unwrap();
-        assert_eq!(Process::noted(directory.path()), Some(own));
+        own.note(directory.path(), NAME).unwrap();
+        assert_eq!(Process::noted(directory.path(), NAME), Some(own));
         assert!(own.signal(0).is_err() && own.signal(200).is_err());
     }
 

@@ -111,6 +111,10 @@ pub struct StartRequest {
     /// As an image writes it; empty is root.
     pub user: String,
     pub tty: bool,
+    /// Its input stays open for those who attach.
+    pub stdin: bool,
+    /// The program waits up to 5 s for somebody who attaches, who then misses nothing.
+    pub hold_for_attach: bool,
     pub limits: Limits,
     pub security: Security,
     pub volumes: Vec<Volume>,
@@ -158,6 +162,8 @@ pub enum ExitCause {
     Process,
     /// The container's parent was lost, and the status with it.
     ShimLost,
+    /// The program never ran.
+    StartFailed,
 }
 
 /// A container found under the run directory.
@@ -186,6 +192,26 @@ pub struct Stats {
     /// Over all its links but the loopback.
     pub received_bytes: u64,
     pub sent_bytes: u64,
+}
+
+/// One more program in a running container.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ExecRequest {
+    pub args: Vec<Vec<u8>>,
+    pub env: Vec<(String, String)>,
+    pub workdir: Option<String>,
+    /// As an image writes it; the container's own user unless given.
+    pub user: Option<String>,
+    /// Rows and columns of its terminal.
+    pub tty: Option<(u16, u16)>,
+    pub stdin: bool,
+}
+
+/// Where a program's streams are: connect, send the token, then frames both ways.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StreamPoint {
+    pub socket: PathBuf,
+    pub token: [u8; 16],
 }
 
 /// What this host can do for containers.

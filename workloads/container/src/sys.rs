@@ -1,10 +1,13 @@
 //! Kernel calls without a safe wrapper: the id map of a mount, and a user namespace that no process lives in.
 #![expect(unsafe_code, reason = "this module is the crate's one boundary to raw system calls")]
 
+use std::ffi::CString;
 use std::fs;
 use std::io;
 use std::mem::size_of;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 
 /// Bytes of the holder's stack. It calls the kernel twice and nothing else.
 const HOLDER_STACK_BYTES: usize = 16 * 1024;
@@ -59,6 +62,58 @@ pub(crate) fn own_mount_namespace() -> io::Result<()> {
 pub(crate) fn own_network_namespace() -> io::Result<()> {
     // SAFETY: as above; no descriptor changes its owner.
     unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNET) }.map_err(Into::into)
+}
+
+/// Number of the descriptor that a shim finds its control socket at.
+const CONTROL: libc::c_int = 3;
+
+/// Starts `program` with one argument and no environment: nothing on its input and output, `errors` as its standard
+/// error, `control` as descriptor 3, and no signal blocked or ignored. No page of this process is copied for it.
+///
+/// # Errors
+/// As `posix_spawn`.
+pub(crate) fn spawn(
+    program: &Path, argument: &Path, errors: BorrowedFd<'_>, control: BorrowedFd<'_>,
+) -> io::Result<rustix::process::Pid> {
+    let program = CString::new(program.as_os_str().as_bytes())?;
+    let argument = CString::new(argument.as_os_str().as_bytes())?;
+    let words = [program.as_ptr().cast_mut(), argument.as_ptr().cast_mut(), std::ptr::null_mut()];
+    let environment = [std::ptr::null_mut()];
+    let mut actions = std::mem::MaybeUninit::<libc::posix_spawn_file_actions_t>::uninit();
+    let mut attributes = std::mem::MaybeUninit::<libc::posix_spawnattr_t>::uninit();
+    let (mut none, mut pipe) =
+        (std::mem::MaybeUninit::<libc::sigset_t>::uninit(), std::mem::MaybeUninit::<libc::sigset_t>::uninit());
+    let mut pid = 0;
+    let check = |result: libc::c_int| if result == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(result)) };
+    let flags = libc::POSIX_SPAWN_SETSIGMASK | libc::POSIX_SPAWN_SETSIGDEF;
+    // SAFETY: actions, attributes and sets are initialised by the calls before their use and destroyed once; all strings
+    // and arrays end with NUL and outlive the call; the descriptors are open for as long as they are borrowed, and
+    // duplicating one onto its own number clears its close-on-exec flag in the child alone.
+    let spawned = unsafe {
+        check(libc::posix_spawn_file_actions_init(actions.as_mut_ptr()))?;
+        check(libc::posix_spawnattr_init(attributes.as_mut_ptr()))?;
+        let (actions, attributes) = (actions.as_mut_ptr(), attributes.as_mut_ptr());
+        libc::sigemptyset(none.as_mut_ptr());
+        libc::sigemptyset(pipe.as_mut_ptr());
+        libc::sigaddset(pipe.as_mut_ptr(), libc::SIGPIPE);
+        let null = c"/dev/null".as_ptr();
+        let spawned = check(libc::posix_spawn_file_actions_adddup2(actions, errors.as_raw_fd(), 2))
+            .and_then(|()| check(libc::posix_spawn_file_actions_adddup2(actions, control.as_raw_fd(), CONTROL)))
+            .and_then(|()| check(libc::posix_spawn_file_actions_addopen(actions, 0, null, libc::O_RDONLY, 0)))
+            .and_then(|()| check(libc::posix_spawn_file_actions_addopen(actions, 1, null, libc::O_WRONLY, 0)))
+            .and_then(|()| check(libc::posix_spawnattr_setsigmask(attributes, none.as_ptr())))
+            .and_then(|()| check(libc::posix_spawnattr_setsigdefault(attributes, pipe.as_ptr())))
+            .and_then(|()| check(libc::posix_spawnattr_setflags(attributes, libc::c_short::try_from(flags).unwrap_or(0))))
+            .and_then(|()| {
+                let (words, environment) = (words.as_ptr(), environment.as_ptr());
+                check(libc::posix_spawn(&raw mut pid, program.as_ptr(), actions, attributes, words, environment))
+            });
+        libc::posix_spawn_file_actions_destroy(actions);
+        libc::posix_spawnattr_destroy(attributes);
+        spawned
+    };
+    spawned?;
+    rustix::process::Pid::from_raw(pid).ok_or_else(|| io::ErrorKind::InvalidData.into())
 }
 
 /// A new user namespace whose ids 0 to `count` - 1 are `base` and up outside.

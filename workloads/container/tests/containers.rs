@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use workloads_container::{
-    AdoptedState, Driver, DriverConfig, ExitCause, Limits, RootLayers, RuntimeError, Security, StartRequest, Volume,
+    AdoptedState, Driver, DriverConfig, ExitCause, Launcher, Limits, RootLayers, RuntimeError, Security, StartRequest, Volume,
     WorkloadId,
 };
 
@@ -22,7 +22,7 @@ static NEXT: AtomicU32 = AtomicU32::new(0);
 struct Scene {
     directory: tempfile::TempDir,
     name: String,
-    runtime: PathBuf,
+    launcher: Launcher,
 }
 
 impl Scene {
@@ -44,10 +44,7 @@ impl Scene {
         }
         fs::write(layer.join("etc/passwd"), "root:x:0:0::/root:/bin/sh\nweb:x:33:34::/srv:/bin/sh\n").unwrap();
         fs::write(layer.join("etc/group"), "root:x:0:\nweb:x:34:\nssl:x:50:web\n").unwrap();
-        let found = ["/usr/bin", "/usr/sbin"].map(|bin| Path::new(bin).join(runtime));
-        let runtime = found.into_iter().find(|path| path.exists());
-        let runtime = runtime.expect("packages crun and runc are not both installed");
-        Self { directory, name, runtime }
+        Self { directory, name, launcher: launcher(runtime) }
     }
 
     fn driver(&self) -> Driver {
@@ -55,7 +52,8 @@ impl Scene {
             run_directory: self.directory.path().join("run"),
             state_directory: self.directory.path().join("state"),
             cgroup_parent: format!("/{}", self.name),
-            runtime: self.runtime.clone(),
+            shim_cgroup: None,
+            launcher: self.launcher.clone(),
         })
         .unwrap()
     }
@@ -71,6 +69,8 @@ impl Scene {
             workdir: "/tmp".to_owned(),
             user: String::new(),
             tty: false,
+            stdin: false,
+            hold_for_attach: false,
             limits: Limits::default(),
             security: Security::default(),
             volumes: Vec::new(),
@@ -127,6 +127,20 @@ impl Drop for Scene {
     }
 }
 
+fn launcher(name: &str) -> Launcher {
+    if name == "meshd-shim" {
+        let built = std::env::current_exe().unwrap();
+        let built = built.ancestors().nth(2).unwrap();
+        let folder = std::env::var_os("MESHD_BIN_DIR").map_or_else(|| built.to_path_buf(), PathBuf::from);
+        let path = folder.join(name);
+        assert!(path.exists(), "{} is missing: cargo build -p meshd-shim", path.display());
+        return Launcher::Shim(path);
+    }
+    let found = ["/usr/bin", "/usr/sbin"].map(|bin| Path::new(bin).join(name));
+    let found = found.into_iter().find(|path| path.exists());
+    Launcher::External(found.expect("packages crun and runc are not both installed"))
+}
+
 fn run(program: &str, args: &[&str]) {
     let output = Command::new(program).args(args).output().unwrap();
     assert!(output.status.success(), "{program} {args:?}: {}", String::from_utf8_lossy(&output.stderr));
@@ -146,7 +160,7 @@ fn groups(parent: &str) -> Vec<PathBuf> {
 
 /// The same for each runtime.
 fn with_each(test: impl Fn(&Scene, &Driver)) {
-    for runtime in ["crun", "runc"] {
+    for runtime in ["meshd-shim", "crun", "runc"] {
         eprintln!("with {runtime}");
         let scene = Scene::new(runtime);
         test(&scene, &scene.driver());
