@@ -109,7 +109,7 @@ fn prepare(target: &Target<'_>, program: &Program, pipes: Option<Pipes>, socket:
     }
     limits(process).step("limits")?;
     rustix::thread::move_into_thread_name_spaces(target.pidfd, namespaces).step("setns")?;
-    match sys::fork().step("fork")? {
+    match sys::fork_child().step("fork")? {
         Fork::Parent(pid) => {
             let pid = u32::try_from(pid.as_raw_nonzero().get()).step("process number")?;
             report::send(socket, &Report::Process(pid), None).step("report")

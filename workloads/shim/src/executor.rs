@@ -166,9 +166,9 @@ impl Executor for Launch {
 /// Default signals, the filter, execve. What fails is reported, and the process ends with the code that users know.
 pub(crate) fn launch(filter: &Filter, socket: &OwnedFd, program: &std::ffi::CStr, args: &[CString], env: &[CString]) -> ! {
     sys::default_signals();
-    let why = match filter.install() {
+    let why = match sys::hide_descriptors().and_then(|()| filter.install()) {
         Ok(()) => Report::ExecFailed(sys::execve(program, args, env).raw_os_error().unwrap_or(libc::EIO)),
-        Err(error) => Report::Failed(format!("seccomp filter: {error}")),
+        Err(error) => Report::Failed(format!("descriptors or seccomp filter: {error}")),
     };
     // Nobody else can be told if even this fails; the exit code stays.
     let _ = report::send(socket, &why, None);

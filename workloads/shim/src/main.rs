@@ -65,7 +65,7 @@ fn main() -> ExitCode {
         say("usage: meshd-shim DIRECTORY (started by meshd, with a control socket as descriptor 3)");
         return ExitCode::from(2);
     };
-    let daemon = match sys::inherited(DAEMON) {
+    let daemon = match sys::inherited(DAEMON).and_then(|daemon| sys::close_from(4).map(|()| daemon)) {
         Ok(daemon) => daemon,
         Err(error) => {
             say(&format!("descriptor {DAEMON}, the daemon's control socket: {error}"));

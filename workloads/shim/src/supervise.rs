@@ -14,7 +14,7 @@ use std::time::{Duration, Instant, SystemTime};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, SocketFlags, accept_with, recv, send};
-use rustix::process::{WaitId, WaitIdOptions, WaitOptions, waitid, waitpid};
+use rustix::process::{WaitId, WaitIdOptions, WaitOptions, wait, waitid};
 use rustix::rand::{GetRandomFlags, getrandom};
 
 use crate::cgroup::Groups;
@@ -546,7 +546,7 @@ impl Shim {
                     let _ = self.read_report(s, now);
                 }
             }
-            let Ok(Some((pid, status))) = waitpid(None, WaitOptions::NOHANG) else { return };
+            let Ok(Some((pid, status))) = wait(WaitOptions::NOHANG) else { return };
             let pid = u32::try_from(pid.as_raw_nonzero().get()).unwrap_or(0);
             let session = self.sessions.iter_mut().find(|s| s.process.as_ref().is_some_and(|process| process.pid == pid));
             if let Some(session) = session {

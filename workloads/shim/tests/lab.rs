@@ -197,6 +197,12 @@ impl Shim {
         self.channel = channel;
     }
 
+    /// Ends the daemon's side for good.
+    pub(crate) fn hang_up(&mut self) {
+        let (end, _) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).expect("a pair");
+        self.channel = end;
+    }
+
     /// Lets the shim go and waits for it.
     pub(crate) fn reap(&mut self) {
         self.say(&Command::Reap);
@@ -226,6 +232,19 @@ impl Shim {
             Event::ExecStarted { pid, token } => Ok((pid, self.streams(token))),
             Event::Failed { message, code, .. } => Err((message, code)),
             other => panic!("{other:?}"),
+        }
+    }
+}
+
+impl Drop for Shim {
+    fn drop(&mut self) {
+        // Only a test that failed leaves a shim; its container dies with the control groups' members.
+        if matches!(self.child.try_wait(), Ok(None)) {
+            if let Some(pid) = fs::read_to_string(self.dir.join("pid")).ok().and_then(|pid| pid.parse().ok()) {
+                let _ = rustix::process::kill_process(rustix::process::Pid::from_raw(pid).expect("a pid"), rustix::process::Signal::KILL);
+            }
+            let _ = self.child.kill();
+            let _ = self.child.wait();
         }
     }
 }
