@@ -1,5 +1,8 @@
 //! The calls that need unsafe code: fork, execve, the seccomp filter, dispositions of signals, the inherited channel.
-#![expect(unsafe_code, reason = "fork, execve, prctl and signal have no safe form in our dependencies; each block says why")]
+#![expect(
+    unsafe_code,
+    reason = "fork, execve, prctl and signal have no safe form in our dependencies; each block says why"
+)]
 
 use std::ffi::{CStr, CString};
 use std::io;
@@ -109,9 +112,8 @@ pub(crate) fn inherited(fd: RawFd) -> io::Result<OwnedFd> {
 pub(crate) fn signal(pidfd: BorrowedFd<'_>, number: u8) -> io::Result<()> {
     let info: *const libc::siginfo_t = std::ptr::null();
     // SAFETY: a null `info` asks for the same as kill(2); nothing is written.
-    let result = unsafe {
-        libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), libc::c_int::from(number), info, 0)
-    };
+    let result =
+        unsafe { libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), libc::c_int::from(number), info, 0) };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::lab::{Lab, eventually};
-use crate::wire::{Command, Event, Exit, HealthCheck, HealthState, Held, Phase};
+use workloads_wire::message::{Command, Event, Exit, HealthCheck, HealthState, Held, Phase};
 
 /// The most memory of its own that a shim may have. Its text is shared by all shims of a host and as large as the profile
 /// makes it; of these tests' unoptimised one, 0.7 MiB are relocations.
@@ -108,7 +108,10 @@ fn a_broken_set_up_is_told_before_anything_is_made() {
     drop(taken);
     let (mut shim, _) = lab.run();
     assert_eq!(shim.exited().code, 0);
-    assert_eq!(std::net::TcpListener::bind(("127.0.0.1", port)).expect_err("held").kind(), std::io::ErrorKind::AddrInUse);
+    assert_eq!(
+        std::net::TcpListener::bind(("127.0.0.1", port)).expect_err("held").kind(),
+        std::io::ErrorKind::AddrInUse
+    );
     shim.reap();
     std::net::TcpListener::bind(("127.0.0.1", port)).expect("free");
     lab.assert_clean();
@@ -234,7 +237,10 @@ fn a_flood_of_output_fills_neither_memory_nor_disk() {
     assert!(most <= OWN_KB_MAX, "{most} KiB");
     assert_eq!(shim.exited().code, 0);
     shim.reap();
-    let sizes: u64 = fs::read_dir(lab.path().join("log")).expect("read").map(|e| e.expect("entry").metadata().expect("size").len()).sum();
+    let sizes: u64 = fs::read_dir(lab.path().join("log"))
+        .expect("read")
+        .map(|e| e.expect("entry").metadata().expect("size").len())
+        .sum();
     assert!(sizes <= 3 << 20, "{sizes}");
     lab.assert_clean();
 }

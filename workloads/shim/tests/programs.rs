@@ -2,9 +2,9 @@
 
 use std::fs;
 
-use crate::frame::Kind;
 use crate::lab::{Lab, UID_BASE, eventually, exec, status};
-use crate::wire::{Command, Event, Exec};
+use workloads_wire::frame::Kind;
+use workloads_wire::message::{Command, Event, Exec};
 
 #[test]
 fn an_exec_is_confined_exactly_as_the_container_s_own_program() {
@@ -27,11 +27,15 @@ fn an_exec_is_confined_exactly_as_the_container_s_own_program() {
         assert_eq!(of(pid), of(init), "{file}");
     }
     let open = |pid: u32| {
-        let mut fds: Vec<_> = fs::read_dir(format!("/proc/{pid}/fd")).expect("read").map(|e| e.expect("entry").file_name()).collect();
+        let mut fds: Vec<_> =
+            fs::read_dir(format!("/proc/{pid}/fd")).expect("read").map(|e| e.expect("entry").file_name()).collect();
         fds.sort();
         fds
     };
-    assert_eq!((open(init), open(pid)), (vec!["0".into(), "1".into(), "2".into()], vec!["0".into(), "1".into(), "2".into()]));
+    assert_eq!(
+        (open(init), open(pid)),
+        (vec!["0".into(), "1".into(), "2".into()], vec!["0".into(), "1".into(), "2".into()])
+    );
     drop(streams);
     eventually("the exec ends when its caller hangs up", || !fs::exists(format!("/proc/{pid}")).expect("asked"));
     finish(&lab, shim);
@@ -67,10 +71,9 @@ fn an_exec_has_streams_environment_directory_user_and_code() {
     assert_eq!(out, "red /home\n/bin\nuid=1000(user) gid=1000 groups=7\n");
     assert!(err.starts_with("err\n") && err.contains("Operation not permitted"), "{err}");
 
-    for (args, code, says) in [
-        (["no-such-program"], 127, "no such program"),
-        (["/etc/plain"], 126, "cannot be executed"),
-    ] {
+    for (args, code, says) in
+        [(["no-such-program"], 127, "no such program"), (["/etc/plain"], 126, "cannot be executed")]
+    {
         let (message, found) = shim.exec(exec(&args)).err().expect("refused");
         assert_eq!(found, code, "{message}");
         assert!(message.contains(says), "{message}");
@@ -88,7 +91,10 @@ fn an_exec_with_a_terminal_has_its_size_and_control_keys() {
     streams.send(Kind::Resize, &[0, 40, 0, 100]);
     streams.send(Kind::Stdin, b"stty size\n");
     streams.until("40 100\r\n");
-    streams.send(Kind::Stdin, b"sh -c 'trap \"exit 130\" INT; echo ready; while true; do sleep 0.01; done'; echo code $?\n");
+    streams.send(
+        Kind::Stdin,
+        b"sh -c 'trap \"exit 130\" INT; echo ready; while true; do sleep 0.01; done'; echo code $?\n",
+    );
     streams.until("ready\r\n");
     streams.send(Kind::Stdin, b"\x03");
     streams.until("code 130\r\n");
