@@ -65,7 +65,9 @@ impl Groups {
         let files = self.directories.iter().flat_map(|d| [d.join("memory.events"), d.join("memory.oom_control")]);
         files
             .filter_map(|file| read_bounded(&file).ok())
-            .flat_map(|text| text.lines().filter_map(|l| l.strip_prefix("oom_kill ")?.parse().ok()).collect::<Vec<u64>>())
+            .flat_map(|text| {
+                text.lines().filter_map(|l| l.strip_prefix("oom_kill ")?.parse().ok()).collect::<Vec<u64>>()
+            })
             .max()
             .unwrap_or(0)
     }

@@ -7,7 +7,7 @@ use std::time::Instant;
 use rustix::io::Errno;
 use rustix::net::{SendFlags, send};
 
-use crate::frame::{self, BODY_BYTES_MAX, Kind};
+use workloads_wire::frame::{self, BODY_BYTES_MAX, Frame, Kind};
 
 /// Bytes waiting for one client. Beyond this nothing more is read from the program, so that back-pressure reaches it.
 pub(crate) const OUTPUT_BYTES_MAX: usize = 64 * 1024;
@@ -111,7 +111,7 @@ impl Client {
     /// [`Gone`]: what came is no frame, or none that a client sends.
     pub(crate) fn next(&mut self) -> Result<Option<Said>, Gone> {
         loop {
-            let Some((kind, body, length)) = frame::decode(&self.input).map_err(|_| Gone)? else {
+            let Some(Frame { kind, body, length }) = frame::decode(&self.input).map_err(|_| Gone)? else {
                 if self.input.is_empty() {
                     self.input = Vec::new();
                 }
@@ -126,7 +126,9 @@ impl Client {
                 }
                 (Kind::Signal, &[signal]) => Some(Said::Signal(signal)),
                 (Kind::Ping, _) => None,
-                (Kind::Resize | Kind::Signal | Kind::Stdout | Kind::Stderr | Kind::Exit | Kind::Error, _) => return Err(Gone),
+                (Kind::Resize | Kind::Signal | Kind::Stdout | Kind::Stderr | Kind::Exit | Kind::Error, _) => {
+                    return Err(Gone);
+                }
             };
             self.input.drain(..length);
             if said.is_some() {

@@ -109,7 +109,7 @@ fn prepare(target: &Target<'_>, program: &Program, pipes: Option<Pipes>, socket:
     }
     limits(process).step("limits")?;
     rustix::thread::move_into_thread_name_spaces(target.pidfd, namespaces).step("setns")?;
-    match sys::fork().step("fork")? {
+    match sys::fork_child().step("fork")? {
         Fork::Parent(pid) => {
             let pid = u32::try_from(pid.as_raw_nonzero().get()).step("process number")?;
             report::send(socket, &Report::Process(pid), None).step("report")
@@ -194,7 +194,8 @@ fn become_program(
     });
     become_user(process, &user).step("user").map_err(failed)?;
     let workdir = program.workdir.as_deref().map_or(process.cwd().as_path(), Path::new);
-    rustix::process::chdir(workdir).map_err(|error| failed(format!("working directory {}: {error}", workdir.display())))?;
+    rustix::process::chdir(workdir)
+        .map_err(|error| failed(format!("working directory {}: {error}", workdir.display())))?;
 
     let env = environment(process, program, user.uid);
     let path = env.iter().find_map(|entry| entry.strip_prefix("PATH="));
@@ -248,11 +249,12 @@ fn terminal(size: Option<(u16, u16)>, socket: &OwnedFd) -> io::Result<()> {
     let refuse = || io::Error::new(io::ErrorKind::InvalidData, "the container's /dev/ptmx is no terminal");
     let (status, filesystem) = (rustix::fs::fstat(&master)?, rustix::fs::fstatfs(&master)?);
     let device = (rustix::fs::major(status.st_rdev), rustix::fs::minor(status.st_rdev));
-    if device != (5, 2) || i64::try_from(filesystem.f_type) != Ok(DEVPTS) {
+    if device != (5, 2) || filesystem.f_type != DEVPTS {
         return Err(refuse());
     }
     rustix::pty::unlockpt(&master)?;
-    let slave = rustix::pty::ioctl_tiocgptpeer(&master, OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC)?;
+    let slave =
+        rustix::pty::ioctl_tiocgptpeer(&master, OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC)?;
     if let Some((rows, columns)) = size {
         tcsetwinsize(&slave, Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 })?;
     }

@@ -74,9 +74,7 @@ impl Filter {
 pub(crate) fn find_program(name: &[u8], path: Option<&str>) -> Result<PathBuf, Report> {
     let name = Path::new(std::ffi::OsStr::from_bytes(name));
     let shown = || name.display().to_string();
-    let executable = |file: &Path| {
-        file.is_file() && accessat(CWD, file, Access::EXEC_OK, AtFlags::EACCESS).is_ok()
-    };
+    let executable = |file: &Path| file.is_file() && accessat(CWD, file, Access::EXEC_OK, AtFlags::EACCESS).is_ok();
     if name.as_os_str().is_empty() {
         return Err(Report::NoProgram(shown()));
     }
@@ -154,7 +152,8 @@ impl Executor for Launch {
 
     fn exec(&self, spec: &Spec) -> Result<(), ExecutorError> {
         let other = |what: &str, error: &dyn std::fmt::Display| ExecutorError::Other(format!("{what}: {error}"));
-        let args = spec.process().as_ref().and_then(|process| process.args().clone()).ok_or(ExecutorError::InvalidArg)?;
+        let args =
+            spec.process().as_ref().and_then(|process| process.args().clone()).ok_or(ExecutorError::InvalidArg)?;
         let args = c_strings(args).map_err(|error| other("arguments", &error))?;
         let env = self.env.borrow().iter().map(|(name, value)| format!("{name}={value}")).collect::<Vec<_>>();
         let env = c_strings(env).map_err(|error| other("environment", &error))?;
@@ -164,11 +163,17 @@ impl Executor for Launch {
 }
 
 /// Default signals, the filter, execve. What fails is reported, and the process ends with the code that users know.
-pub(crate) fn launch(filter: &Filter, socket: &OwnedFd, program: &std::ffi::CStr, args: &[CString], env: &[CString]) -> ! {
+pub(crate) fn launch(
+    filter: &Filter,
+    socket: &OwnedFd,
+    program: &std::ffi::CStr,
+    args: &[CString],
+    env: &[CString],
+) -> ! {
     sys::default_signals();
-    let why = match filter.install() {
+    let why = match sys::hide_descriptors().and_then(|()| filter.install()) {
         Ok(()) => Report::ExecFailed(sys::execve(program, args, env).raw_os_error().unwrap_or(libc::EIO)),
-        Err(error) => Report::Failed(format!("seccomp filter: {error}")),
+        Err(error) => Report::Failed(format!("descriptors or seccomp filter: {error}")),
     };
     // Nobody else can be told if even this fails; the exit code stays.
     let _ = report::send(socket, &why, None);

@@ -7,7 +7,6 @@ mod create;
 mod exec;
 mod executor;
 mod exitfile;
-mod frame;
 mod health;
 mod ports;
 mod report;
@@ -15,7 +14,6 @@ mod ring;
 mod session;
 mod supervise;
 mod sys;
-mod wire;
 
 use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
@@ -34,7 +32,7 @@ use crate::executor::Filter;
 use crate::ring::Ring;
 use crate::session::{Ends, Role, Session};
 use crate::supervise::{Parts, Shim, pipes, say, token};
-use crate::wire::{CONFIG_BYTES_MAX, Config, Event};
+use workloads_wire::message::{self as wire, CONFIG_BYTES_MAX, Config, Event};
 
 /// Where the daemon leaves its end of the first control connection.
 const DAEMON: i32 = 3;
@@ -65,7 +63,7 @@ fn main() -> ExitCode {
         say("usage: meshd-shim DIRECTORY (started by meshd, with a control socket as descriptor 3)");
         return ExitCode::from(2);
     };
-    let daemon = match sys::inherited(DAEMON) {
+    let daemon = match sys::inherited(DAEMON).and_then(|daemon| sys::close_from(4).map(|()| daemon)) {
         Ok(daemon) => daemon,
         Err(error) => {
             say(&format!("descriptor {DAEMON}, the daemon's control socket: {error}"));
@@ -96,7 +94,10 @@ fn main() -> ExitCode {
 }
 
 /// All that comes before the loop; the container's creation has begun when it returns.
-fn set_up(directory: OsString, daemon: &OwnedFd) -> Result<(File, Vec<OwnedFd>, impl FnOnce(OwnedFd) -> Parts + use<>), Refusal> {
+fn set_up(
+    directory: OsString,
+    daemon: &OwnedFd,
+) -> Result<(File, Vec<OwnedFd>, impl FnOnce(OwnedFd) -> Parts + use<>), Refusal> {
     let directory = std::fs::canonicalize(PathBuf::from(directory)).step("directory")?;
     // Paths of sockets are relative: an absolute one may be longer than an address can be.
     std::env::set_current_dir(&directory).step("directory")?;
@@ -132,7 +133,8 @@ fn set_up(directory: OsString, daemon: &OwnedFd) -> Result<(File, Vec<OwnedFd>, 
     let plan = Plan { directory: &directory, id: &config.id, netns, filter: filter.clone() };
     let creator = create::create(&plan, given, theirs).step("fork")?;
     let creator = pidfd_open(creator, PidfdFlags::empty()).step("pidfd")?;
-    let parts = move |daemon| Parts { config, directory, filter, ring, control, streams, console, daemon, init, creator };
+    let parts =
+        move |daemon| Parts { config, directory, filter, ring, control, streams, console, daemon, init, creator };
     Ok((lock, held, parts))
 }
 

@@ -7,7 +7,7 @@ use std::os::fd::OwnedFd;
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, socket_with};
 
-use crate::wire::Held;
+use workloads_wire::message::Held;
 
 /// Binds one port.
 ///

@@ -1,50 +1,17 @@
 //! The program's output on disk: segments of bounded size, of which the oldest goes when a new one begins.
 //!
-//! A record is `u32 length | u8 stream | u8 flags | u64 unix ns | u64 sequence | bytes | u32 crc32c`, all big endian; the
-//! length counts what follows it. One write(2) takes all records of one read, without fsync; a tail torn by a power cut is
-//! found by the checksum and cut when the ring is opened.
+//! One write(2) takes all records of one read, without fsync; a tail torn by a power cut is found by the records' checksums
+//! and cut when the ring is opened.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-/// Bytes of one record's text.
-const TEXT_BYTES_MAX: usize = 16 * 1024;
-
-/// Bytes of a record beside its text: length, stream, flags, time, sequence, checksum.
-const RECORD_BYTES: usize = 4 + 1 + 1 + 8 + 8 + 4;
-
-/// The text does not end with a line's end.
-const PARTIAL: u8 = 1;
+use workloads_wire::log::{self, Record, Stream};
 
 /// Smallest segment: one full read and its records.
 pub(crate) const SEGMENT_BYTES_MIN: u64 = 128 * 1024;
-
-/// CRC-32C (Castagnoli, RFC 3720 appendix B.4), one table entry per byte.
-const CRC32C: [u32; 256] = {
-    let mut table = [0; 256];
-    let mut n = 0;
-    while n < 256 {
-        #[expect(clippy::cast_possible_truncation, reason = "below 256; a const cannot call try_from")]
-        let mut crc = n as u32;
-        let mut bit = 0;
-        while bit < 8 {
-            crc = if crc & 1 == 1 { (crc >> 1) ^ 0x82f6_3b78 } else { crc >> 1 };
-            bit += 1;
-        }
-        table[n] = crc;
-        n += 1;
-    }
-    table
-};
-
-fn crc32c(bytes: &[u8]) -> u32 {
-    !bytes.iter().fold(!0, |crc: u32, byte| {
-        let [low, ..] = crc.to_le_bytes();
-        (crc >> 8) ^ CRC32C[usize::from(low ^ byte)]
-    })
-}
 
 /// The segments of one container.
 #[derive(Debug)]
@@ -78,11 +45,13 @@ impl Ring {
         let number = numbers[numbers.len() - 1];
         let file = open_segment(directory, number)?;
         let mut bytes = Vec::new();
-        File::open(segment(directory, number))?.take(segment_bytes.max(SEGMENT_BYTES_MIN) * 2).read_to_end(&mut bytes)?;
+        File::open(segment(directory, number))?
+            .take(segment_bytes.max(SEGMENT_BYTES_MIN) * 2)
+            .read_to_end(&mut bytes)?;
         let mut length = 0;
-        while let Some((size, found)) = whole_record(&bytes[length..]) {
+        while let Ok(Some((record, size))) = log::decode(&bytes[length..]) {
             length += size;
-            sequence = found + 1;
+            sequence = record.sequence + 1;
         }
         let length = u64::try_from(length).unwrap_or(u64::MAX);
         file.set_len(length)?;
@@ -102,15 +71,12 @@ impl Ring {
     ///
     /// # Errors
     /// The disk is full or broken. Nothing of these bytes is then in the ring.
-    pub(crate) fn append(&mut self, stream: u8, mut bytes: &[u8], unix_ns: u64) -> io::Result<()> {
+    pub(crate) fn append(&mut self, stream: Stream, bytes: &[u8], unix_ns: u64) -> io::Result<()> {
         self.records.clear();
-        while !bytes.is_empty() {
-            let most = &bytes[..bytes.len().min(TEXT_BYTES_MAX)];
-            let cut = most.iter().rposition(|byte| *byte == b'\n').map_or(most.len(), |end| end + 1);
-            let (text, rest) = bytes.split_at(cut);
-            let flags = if text.ends_with(b"\n") { 0 } else { PARTIAL };
-            self.push_record(stream, flags, unix_ns, text);
-            bytes = rest;
+        for (text, stream_end) in log::split(bytes) {
+            let record = Record { stream, partial: !stream_end, unix_ns, sequence: self.sequence, text };
+            log::encode(&record, &mut self.records);
+            self.sequence += 1;
         }
         let size = u64::try_from(self.records.len()).unwrap_or(u64::MAX);
         if self.length > 0 && self.length + size > self.segment_bytes {
@@ -123,19 +89,6 @@ impl Ring {
         }
         self.length += size;
         Ok(())
-    }
-
-    fn push_record(&mut self, stream: u8, flags: u8, unix_ns: u64, text: &[u8]) {
-        let start = self.records.len();
-        let length = u32::try_from(text.len() + RECORD_BYTES - 4).expect("a text has at most 16 KiB");
-        self.records.extend_from_slice(&length.to_be_bytes());
-        self.records.extend_from_slice(&[stream, flags]);
-        self.records.extend_from_slice(&unix_ns.to_be_bytes());
-        self.records.extend_from_slice(&self.sequence.to_be_bytes());
-        self.records.extend_from_slice(text);
-        let crc = crc32c(&self.records[start..]);
-        self.records.extend_from_slice(&crc.to_be_bytes());
-        self.sequence += 1;
     }
 
     fn rotate(&mut self) -> io::Result<()> {
@@ -159,27 +112,15 @@ fn open_segment(directory: &Path, number: u64) -> io::Result<File> {
     OpenOptions::new().create(true).append(true).mode(0o600).open(segment(directory, number))
 }
 
-/// The size and the sequence number of the record at the front, if it is whole and unbroken.
-fn whole_record(bytes: &[u8]) -> Option<(usize, u64)> {
-    let length = usize::try_from(u32::from_be_bytes(*bytes.first_chunk()?)).ok()?;
-    if !(RECORD_BYTES - 4..=RECORD_BYTES - 4 + TEXT_BYTES_MAX).contains(&length) {
-        return None;
-    }
-    let record = bytes.get(..4 + length)?;
-    let (body, crc) = record.split_last_chunk()?;
-    let sequence = u64::from_be_bytes(body.get(14..22)?.try_into().ok()?);
-    (crc32c(body) == u32::from_be_bytes(*crc)).then_some((record.len(), sequence))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn texts(directory: &Path, number: u64) -> Vec<(u8, u8, u64, Vec<u8>)> {
+    fn texts(directory: &Path, number: u64) -> Vec<(Stream, bool, u64, Vec<u8>)> {
         let bytes = fs::read(segment(directory, number)).expect("read");
         let (mut at, mut found) = (0, Vec::new());
-        while let Some((size, sequence)) = whole_record(&bytes[at..]) {
-            found.push((bytes[at + 4], bytes[at + 5], sequence, bytes[at + 22..at + size - 4].to_vec()));
+        while let Some((record, size)) = log::decode(&bytes[at..]).expect("a record") {
+            found.push((record.stream, record.partial, record.sequence, record.text.to_vec()));
             at += size;
         }
         assert_eq!(at, bytes.len(), "nothing but whole records");
@@ -187,18 +128,16 @@ mod tests {
     }
 
     #[test]
-    fn the_checksum_is_castagnoli_s() {
-        assert_eq!(crc32c(b"123456789"), 0xe306_9283);
-        assert_eq!(crc32c(&[0; 32]), 0x8a91_36aa);
-    }
-
-    #[test]
     fn lines_are_kept_together_and_the_rest_is_partial() {
         let dir = tempfile::tempdir().expect("a directory");
         let mut ring = Ring::open(dir.path(), 0, 2).expect("open");
-        ring.append(1, b"one\ntwo\nthr", 7).expect("written");
-        ring.append(2, b"ee\n", 8).expect("written");
-        let expected = vec![(1, 0, 0, b"one\ntwo\n".to_vec()), (1, 1, 1, b"thr".to_vec()), (2, 0, 2, b"ee\n".to_vec())];
+        ring.append(Stream::Stdout, b"one\ntwo\nthr", 7).expect("written");
+        ring.append(Stream::Stderr, b"ee\n", 8).expect("written");
+        let expected = vec![
+            (Stream::Stdout, false, 0, b"one\ntwo\n".to_vec()),
+            (Stream::Stdout, true, 1, b"thr".to_vec()),
+            (Stream::Stderr, false, 2, b"ee\n".to_vec()),
+        ];
         assert_eq!(texts(dir.path(), 1), expected);
     }
 
@@ -206,11 +145,14 @@ mod tests {
     fn old_segments_go_and_the_bound_holds() {
         let dir = tempfile::tempdir().expect("a directory");
         let mut ring = Ring::open(dir.path(), 0, 3).expect("open");
-        let line = [b'x'; TEXT_BYTES_MAX];
+        let line = [b'x'; log::TEXT_BYTES_MAX];
         for _ in 0..100 {
-            ring.append(1, &line, 0).expect("written");
+            ring.append(Stream::Stdout, &line, 0).expect("written");
         }
-        let sizes: Vec<u64> = fs::read_dir(dir.path()).expect("read").map(|e| e.expect("entry").metadata().expect("size").len()).collect();
+        let sizes: Vec<u64> = fs::read_dir(dir.path())
+            .expect("read")
+            .map(|e| e.expect("entry").metadata().expect("size").len())
+            .collect();
         assert_eq!(sizes.len(), 3);
         assert!(sizes.iter().all(|size| *size <= SEGMENT_BYTES_MIN), "{sizes:?}");
         assert_eq!(texts(dir.path(), *ring.numbers.last().expect("one")).last().expect("a record").2, 99);
@@ -220,14 +162,17 @@ mod tests {
     fn a_torn_tail_is_cut_and_numbers_go_on() {
         let dir = tempfile::tempdir().expect("a directory");
         let mut ring = Ring::open(dir.path(), 0, 3).expect("open");
-        ring.append(1, b"whole\n", 0).expect("written");
-        ring.append(1, b"torn\n", 0).expect("written");
+        ring.append(Stream::Stdout, b"whole\n", 0).expect("written");
+        ring.append(Stream::Stdout, b"torn\n", 0).expect("written");
         drop(ring);
         let path = segment(dir.path(), 1);
         let bytes = fs::read(&path).expect("read");
         fs::write(&path, &bytes[..bytes.len() - 3]).expect("torn");
         let mut ring = Ring::open(dir.path(), 0, 3).expect("open");
-        ring.append(1, b"next\n", 0).expect("written");
-        assert_eq!(texts(dir.path(), 1), [(1, 0, 0, b"whole\n".to_vec()), (1, 0, 1, b"next\n".to_vec())]);
+        ring.append(Stream::Stdout, b"next\n", 0).expect("written");
+        assert_eq!(
+            texts(dir.path(), 1),
+            [(Stream::Stdout, false, 0, b"whole\n".to_vec()), (Stream::Stdout, false, 1, b"next\n".to_vec())]
+        );
     }
 }

@@ -9,9 +9,9 @@ use rustix::process::{Pid, PidfdFlags, WaitStatus, pidfd_open};
 use rustix::termios::{Winsize, tcsetwinsize};
 
 use crate::client::{Client, Gone, Said, nonblocking};
-use crate::frame::Kind;
 use crate::report::{self, Report};
 use crate::sys;
+use workloads_wire::frame::Kind;
 
 /// How long streams may stay open after the program ended: a grandchild may hold them.
 const DRAIN: Duration = Duration::from_secs(2);
@@ -197,7 +197,9 @@ impl Session {
                 Ok(match (self.failure.clone(), &self.process) {
                     (Some(failure), _) => Progress::Failed(failure),
                     (None, Some(_)) => Progress::Started,
-                    (None, None) => Progress::Failed(Report::Failed("the starting process ended without a word".to_owned())),
+                    (None, None) => {
+                        Progress::Failed(Report::Failed("the starting process ended without a word".to_owned()))
+                    }
                 })
             }
         }
@@ -372,7 +374,7 @@ impl Session {
                 client.finished = true;
             }
         }
-        self.clients.retain(|client| !(client.finished && !client.has_output()) && !stuck(client));
+        self.clients.retain(|client| (!client.finished || client.has_output()) && !stuck(client));
         true
     }
 

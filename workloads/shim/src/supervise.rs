@@ -14,7 +14,7 @@ use std::time::{Duration, Instant, SystemTime};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, SocketFlags, accept_with, recv, send};
-use rustix::process::{WaitId, WaitIdOptions, WaitOptions, waitid, waitpid};
+use rustix::process::{WaitId, WaitIdOptions, WaitOptions, wait, waitid};
 use rustix::rand::{GetRandomFlags, getrandom};
 
 use crate::cgroup::Groups;
@@ -28,7 +28,10 @@ use crate::report::{self, Report};
 use crate::ring::Ring;
 use crate::session::{Ended, Ends, Progress, Role, Session};
 use crate::sys;
-use crate::wire::{self, Command, Config, Event, Exec, Exit, HealthState, MESSAGE_BYTES_MAX, Phase};
+use workloads_wire::log::Stream;
+use workloads_wire::message::{
+    self as wire, Command, Config, Event, Exec, Exit, HealthState, MESSAGE_BYTES_MAX, Phase,
+};
 
 /// How long creation may take.
 const CREATE_MAX: Duration = Duration::from_secs(30);
@@ -318,7 +321,9 @@ impl Shim {
                 continue;
             }
             let session = self.sessions.iter_mut().find(|session| session.token.as_slice() == visitor.token);
-            if let Some(session) = session.filter(|session| session.clients.len() < CLIENTS_MAX && session.takes_clients()) {
+            if let Some(session) =
+                session.filter(|session| session.clients.len() < CLIENTS_MAX && session.takes_clients())
+            {
                 session.attach(Client::new(visitor.socket));
             }
         }
@@ -329,7 +334,7 @@ impl Shim {
         let session = &mut self.sessions[s];
         let Some(bytes) = session.read_output(o, &mut self.buffer, now) else { return };
         if let (Role::Init, Some(ring)) = (session.role, &mut self.ring) {
-            let stream = if o == 0 { 1 } else { 2 };
+            let stream = if o == 0 { Stream::Stdout } else { Stream::Stderr };
             if let Err(error) = ring.append(stream, bytes, unix_ns()) {
                 say(&format!("log: {error}"));
             }
@@ -408,7 +413,13 @@ impl Shim {
             self.groups = groups;
         }
         self.clean_up();
-        self.note_exit(Exit { code, signal: None, oom_killed: false, at_ms: unix_ms(SystemTime::now()), start_failed: true });
+        self.note_exit(Exit {
+            code,
+            signal: None,
+            oom_killed: false,
+            at_ms: unix_ms(SystemTime::now()),
+            start_failed: true,
+        });
         self.tell_all(&failed(step, why));
         Next::End(1)
     }
@@ -546,9 +557,10 @@ impl Shim {
                     let _ = self.read_report(s, now);
                 }
             }
-            let Ok(Some((pid, status))) = waitpid(None, WaitOptions::NOHANG) else { return };
+            let Ok(Some((pid, status))) = wait(WaitOptions::NOHANG) else { return };
             let pid = u32::try_from(pid.as_raw_nonzero().get()).unwrap_or(0);
-            let session = self.sessions.iter_mut().find(|s| s.process.as_ref().is_some_and(|process| process.pid == pid));
+            let session =
+                self.sessions.iter_mut().find(|s| s.process.as_ref().is_some_and(|process| process.pid == pid));
             if let Some(session) = session {
                 session.handle_exit(Ended::from_status(status), now);
             }
@@ -757,7 +769,10 @@ fn receive_master(socket: &OwnedFd) -> io::Result<OwnedFd> {
 }
 
 /// A line for the file that the daemon keeps of our standard error.
-#[expect(clippy::print_stderr, reason = "the shim's standard error is a file that the daemon shows; there is no subscriber")]
+#[expect(
+    clippy::print_stderr,
+    reason = "the shim's standard error is a file that the daemon shows; there is no subscriber"
+)]
 pub(crate) fn say(line: &str) {
     eprintln!("{line}");
 }

@@ -1,5 +1,8 @@
 //! The calls that need unsafe code: fork, execve, the seccomp filter, dispositions of signals, the inherited channel.
-#![expect(unsafe_code, reason = "fork, execve, prctl and signal have no safe form in our dependencies; each block says why")]
+#![expect(
+    unsafe_code,
+    reason = "fork, execve, prctl and signal have no safe form in our dependencies; each block says why"
+)]
 
 use std::ffi::{CStr, CString};
 use std::io;
@@ -25,7 +28,17 @@ pub(crate) enum Fork {
 pub(crate) fn fork() -> io::Result<Fork> {
     let threads = std::fs::read_dir("/proc/self/task")?.take(2).count();
     assert_eq!(threads, 1, "the shim forks and therefore has one thread");
-    // SAFETY: the process has one thread (asserted above), so every lock and the heap are in a consistent state in the child.
+    fork_child()
+}
+
+/// Forks a process that is itself [`Fork::Child`] and has one thread for that reason. Its `/proc` may be the container's, in
+/// which it does not exist, so nothing can be counted there.
+///
+/// # Errors
+/// What fork(2) says.
+pub(crate) fn fork_child() -> io::Result<Fork> {
+    // SAFETY: the process has one thread (asserted by `fork`), so every lock and the heap are in a consistent state in the
+    // child.
     match unsafe { libc::fork() } {
         0 => Ok(Fork::Child),
         pid => Pid::from_raw(pid).filter(|_| pid > 0).map(Fork::Parent).ok_or_else(io::Error::last_os_error),
@@ -99,8 +112,29 @@ pub(crate) fn inherited(fd: RawFd) -> io::Result<OwnedFd> {
 pub(crate) fn signal(pidfd: BorrowedFd<'_>, number: u8) -> io::Result<()> {
     let info: *const libc::siginfo_t = std::ptr::null();
     // SAFETY: a null `info` asks for the same as kill(2); nothing is written.
-    let result = unsafe {
-        libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), libc::c_int::from(number), info, 0)
-    };
+    let result =
+        unsafe { libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), libc::c_int::from(number), info, 0) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Closes every descriptor from `first` on: whatever our parent left open by accident is neither ours nor the container's.
+///
+/// # Errors
+/// What `close_range(2)` says.
+pub(crate) fn close_from(first: libc::c_uint) -> io::Result<()> {
+    // SAFETY: main calls this before this process has opened anything itself, so no owner exists for what is closed.
+    close_range(unsafe { libc::syscall(libc::SYS_close_range, first, libc::c_uint::MAX, 0) })
+}
+
+/// Hides every descriptor but the three standard ones from the program that execve starts.
+///
+/// # Errors
+/// What `close_range(2)` says.
+pub(crate) fn hide_descriptors() -> io::Result<()> {
+    // SAFETY: nothing is closed here; execve does it, when nothing of this image is left that could use them.
+    close_range(unsafe { libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC) })
+}
+
+fn close_range(result: libc::c_long) -> io::Result<()> {
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }

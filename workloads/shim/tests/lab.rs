@@ -12,11 +12,14 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketFlags, SocketType, connect, recv, send, socketpair, socket};
+use rustix::net::{
+    AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketFlags, SocketType, connect, recv, send, socket,
+    socketpair,
+};
 use serde_json::{Value, json};
 
-use crate::frame::{self, Kind};
-use crate::wire::{self, Command, Config, Event};
+use workloads_wire::frame::{self, Kind};
+use workloads_wire::message::{self as wire, Command, Config, Event};
 
 /// First id of the containers' user namespaces on the host.
 pub(crate) const UID_BASE: u32 = 1 << 30;
@@ -47,12 +50,23 @@ impl Lab {
             fs::create_dir_all(image.join(below)).expect("made");
         }
         fs::copy("/bin/busybox", image.join("bin/busybox")).expect("package busybox-static");
-        for applet in ["sh", "true", "false", "cat", "id", "sleep", "echo", "mkdir", "stty", "yes", "head", "dd", "tty", "env", "pwd"] {
+        for applet in [
+            "sh", "true", "false", "cat", "id", "sleep", "echo", "mkdir", "stty", "yes", "head", "dd", "tty", "env",
+            "pwd",
+        ] {
             std::os::unix::fs::symlink("busybox", image.join("bin").join(applet)).expect("linked");
         }
-        fs::write(image.join("etc/passwd"), "root:x:0:0::/tmp:/bin/sh\nuser:x:1000:1000::/home:/bin/sh\n").expect("written");
+        fs::write(image.join("etc/passwd"), "root:x:0:0::/tmp:/bin/sh\nuser:x:1000:1000::/home:/bin/sh\n")
+            .expect("written");
         fs::write(image.join("etc/plain"), "no program").expect("written");
-        assert!(Process::new("chown").args(["-hR", &format!("{UID_BASE}:{UID_BASE}")]).arg(&image).status().expect("ran").success());
+        assert!(
+            Process::new("chown")
+                .args(["-hR", &format!("{UID_BASE}:{UID_BASE}")])
+                .arg(&image)
+                .status()
+                .expect("ran")
+                .success()
+        );
         assert!(Process::new("ip").args(["netns", "add", &name]).status().expect("package iproute2").success());
         let group = format!("/meshd-test-{name}");
         let config = Config {
@@ -79,7 +93,8 @@ impl Lab {
     pub(crate) fn spawn(&self) -> Shim {
         fs::write(self.path().join("config.json"), self.oci.to_string()).expect("written");
         fs::write(self.path().join("shim.cbor"), wire::encode(&self.config)).expect("written");
-        let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).expect("a pair");
+        let (ours, theirs) =
+            socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).expect("a pair");
         let errors = fs::File::create(self.path().join("shim.err")).expect("created");
         let mut command = Process::new(env!("CARGO_BIN_EXE_meshd-shim"));
         command.arg(self.path()).env_clear().stdin(Stdio::null()).stdout(Stdio::null()).stderr(errors);
@@ -125,7 +140,8 @@ impl Lab {
 
     /// The log's text, all segments.
     pub(crate) fn log(&self) -> Vec<u8> {
-        let mut segments: Vec<PathBuf> = fs::read_dir(self.path().join("log")).expect("a log").map(|e| e.expect("entry").path()).collect();
+        let mut segments: Vec<PathBuf> =
+            fs::read_dir(self.path().join("log")).expect("a log").map(|e| e.expect("entry").path()).collect();
         segments.sort();
         let mut text = Vec::new();
         for segment in segments {
@@ -168,7 +184,8 @@ impl Shim {
         let mut bytes = vec![0; wire::MESSAGE_BYTES_MAX];
         readable(&self.channel, "an event");
         let (count, _) = recv(&self.channel, &mut bytes[..], RecvFlags::empty()).expect("received");
-        wire::decode(&bytes[..count]).unwrap_or_else(|_| panic!("no event but {:?}: {}", &bytes[..count], self.errors()))
+        wire::decode(&bytes[..count])
+            .unwrap_or_else(|_| panic!("no event but {:?}: {}", &bytes[..count], self.errors()))
     }
 
     pub(crate) fn created(&mut self) -> u32 {
@@ -195,6 +212,13 @@ impl Shim {
         let channel = socket(AddressFamily::UNIX, SocketType::SEQPACKET, None).expect("a socket");
         connect(&channel, &SocketAddrUnix::new(self.dir.join("sock")).expect("short")).expect("connected");
         self.channel = channel;
+    }
+
+    /// Ends the daemon's side for good.
+    pub(crate) fn hang_up(&mut self) {
+        let (end, _) =
+            socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).expect("a pair");
+        self.channel = end;
     }
 
     /// Lets the shim go and waits for it.
@@ -226,6 +250,22 @@ impl Shim {
             Event::ExecStarted { pid, token } => Ok((pid, self.streams(token))),
             Event::Failed { message, code, .. } => Err((message, code)),
             other => panic!("{other:?}"),
+        }
+    }
+}
+
+impl Drop for Shim {
+    fn drop(&mut self) {
+        // Only a test that failed leaves a shim; its container dies with the control groups' members.
+        if matches!(self.child.try_wait(), Ok(None)) {
+            if let Some(pid) = fs::read_to_string(self.dir.join("pid")).ok().and_then(|pid| pid.parse().ok()) {
+                let _ = rustix::process::kill_process(
+                    rustix::process::Pid::from_raw(pid).expect("a pid"),
+                    rustix::process::Signal::KILL,
+                );
+            }
+            let _ = self.child.kill();
+            let _ = self.child.wait();
         }
     }
 }

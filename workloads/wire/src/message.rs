@@ -8,94 +8,101 @@ use minicbor::{Decode, Encode};
 const VERSION: u8 = 1;
 
 /// Bytes of one message on the control socket.
-pub(crate) const MESSAGE_BYTES_MAX: usize = 64 * 1024;
+pub const MESSAGE_BYTES_MAX: usize = 64 * 1024;
 
 /// Bytes of a configuration: a filter of 4,096 instructions and much else.
-pub(crate) const CONFIG_BYTES_MAX: usize = 256 * 1024;
+pub const CONFIG_BYTES_MAX: usize = 256 * 1024;
 
 /// `shim.cbor`: all that the shim must know, written by the daemon before the shim starts.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
-pub(crate) struct Config {
+pub struct Config {
     /// 32 hexadecimal digits.
     #[n(0)]
-    pub(crate) id: String,
+    pub id: String,
     /// Of the workload's spec.
     #[n(1)]
-    pub(crate) generation: u64,
+    pub generation: u64,
     /// The network namespace to be in, by path.
     #[n(2)]
-    pub(crate) netns: Option<String>,
+    pub netns: Option<String>,
     /// The seccomp filter: instructions in the machine's byte order. Empty: none.
     #[cbor(n(3), with = "minicbor::bytes")]
-    pub(crate) filter: Vec<u8>,
+    pub filter: Vec<u8>,
     /// The program gets a terminal.
     #[n(4)]
-    pub(crate) tty: bool,
+    pub tty: bool,
     /// The program's input stays open for attached clients.
     #[n(5)]
-    pub(crate) stdin: bool,
+    pub stdin: bool,
     /// The program waits for a client, for 5 s at most, so that it misses nothing.
     #[n(6)]
-    pub(crate) hold_for_attach: bool,
+    pub hold_for_attach: bool,
     /// The container's control group: the absolute path of `config.json`.
     #[n(7)]
-    pub(crate) cgroup: String,
+    pub cgroup: String,
     /// The shim's own control group; absent: it stays where it started.
     #[n(8)]
-    pub(crate) shim_cgroup: Option<String>,
+    pub shim_cgroup: Option<String>,
     /// Where the log's segments are; absent: output goes to clients only.
     #[n(9)]
-    pub(crate) log_directory: Option<String>,
+    pub log_directory: Option<String>,
     /// Bytes of one segment.
     #[n(10)]
-    pub(crate) log_segment_bytes: u64,
+    pub log_segment_bytes: u64,
     /// Segments that are kept.
     #[n(11)]
-    pub(crate) log_segments: u32,
+    pub log_segments: u32,
     /// Where the exit record goes.
     #[n(12)]
-    pub(crate) exit_file: String,
+    pub exit_file: String,
     /// Whether the exit record must survive a power cut.
     #[n(13)]
-    pub(crate) durable: bool,
+    pub durable: bool,
     /// Host ports to hold for the container's life.
     #[n(14)]
-    pub(crate) held: Vec<Held>,
+    pub held: Vec<Held>,
     /// How to check the program's health.
     #[n(15)]
-    pub(crate) health: Option<HealthCheck>,
+    pub health: Option<HealthCheck>,
 }
 
 /// A host port that is bound and never served, so that nobody else takes it.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
-pub(crate) struct Held {
+pub struct Held {
     /// An IP address as text; absent: all addresses of both families.
     #[n(0)]
-    pub(crate) address: Option<String>,
+    pub address: Option<String>,
+    /// 0 would be any port, and no port at all to hold.
     #[n(1)]
-    pub(crate) port: u16,
+    pub port: u16,
+    /// UDP, else TCP.
     #[n(2)]
-    pub(crate) udp: bool,
+    pub udp: bool,
 }
 
 /// A program to run in the container by a schedule, in milliseconds.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
-pub(crate) struct HealthCheck {
+pub struct HealthCheck {
+    /// The program and its arguments.
     #[n(0)]
-    pub(crate) args: Vec<minicbor::bytes::ByteVec>,
+    pub args: Vec<minicbor::bytes::ByteVec>,
+    /// Between the end of one check and the next; 100 at least.
     #[n(1)]
-    pub(crate) interval_ms: u64,
+    pub interval_ms: u64,
+    /// After which a check has failed; 100 at least.
     #[n(2)]
-    pub(crate) timeout_ms: u64,
+    pub timeout_ms: u64,
+    /// Failures in a row that make the program unhealthy.
     #[n(3)]
-    pub(crate) retries: u32,
+    pub retries: u32,
+    /// After the start, during which failures do not count.
     #[n(4)]
-    pub(crate) start_period_ms: u64,
+    pub start_period_ms: u64,
 }
 
 /// What the daemon asks for.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
-pub(crate) enum Command {
+pub enum Command {
     /// Answered by [`Event::State`].
     #[n(0)]
     State,
@@ -137,26 +144,30 @@ pub(crate) enum Command {
 
 /// A program to run in the container.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
-pub(crate) struct Exec {
+pub struct Exec {
+    /// The program and its arguments.
     #[n(0)]
-    pub(crate) args: Vec<minicbor::bytes::ByteVec>,
+    pub args: Vec<minicbor::bytes::ByteVec>,
+    /// Added to the container's environment, or replacing its entries.
     #[n(1)]
-    pub(crate) env: Vec<(String, String)>,
+    pub env: Vec<(String, String)>,
+    /// The container's own when absent.
     #[n(2)]
-    pub(crate) workdir: Option<String>,
+    pub workdir: Option<String>,
     /// User, group, further groups, as numbers inside of the container.
     #[n(3)]
-    pub(crate) user: Option<(u32, u32, Vec<u32>)>,
-    /// Rows and columns.
+    pub user: Option<(u32, u32, Vec<u32>)>,
+    /// Rows and columns of a terminal.
     #[n(4)]
-    pub(crate) tty: Option<(u16, u16)>,
+    pub tty: Option<(u16, u16)>,
+    /// Its input is the client's; otherwise it is empty.
     #[n(5)]
-    pub(crate) stdin: bool,
+    pub stdin: bool,
 }
 
 /// What the shim says.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
-pub(crate) enum Event {
+pub enum Event {
     /// The container exists and its program waits.
     #[n(0)]
     Created {
@@ -228,7 +239,7 @@ pub(crate) enum Event {
 /// Where in its life the container is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
 #[cbor(index_only)]
-pub(crate) enum Phase {
+pub enum Phase {
     #[n(0)]
     Creating,
     #[n(1)]
@@ -242,7 +253,7 @@ pub(crate) enum Phase {
 /// What the checks say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
 #[cbor(index_only)]
-pub(crate) enum HealthState {
+pub enum HealthState {
     #[n(0)]
     Starting,
     #[n(1)]
@@ -253,29 +264,34 @@ pub(crate) enum HealthState {
 
 /// How the container ended.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
-pub(crate) struct Exit {
+pub struct Exit {
     /// 128 + n for signal n.
     #[n(0)]
-    pub(crate) code: i32,
+    pub code: i32,
+    /// The signal that ended it.
     #[n(1)]
-    pub(crate) signal: Option<u8>,
+    pub signal: Option<u8>,
     /// The kernel killed in the container for want of memory.
     #[n(2)]
-    pub(crate) oom_killed: bool,
+    pub oom_killed: bool,
     /// Unix time in milliseconds.
     #[n(3)]
-    pub(crate) at_ms: u64,
+    pub at_ms: u64,
     /// The program never ran.
     #[n(4)]
-    pub(crate) start_failed: bool,
+    pub start_failed: bool,
 }
 
 /// What came is no message of this protocol.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct BadMessage;
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("not a message of version {VERSION}")]
+pub struct BadMessage;
 
-/// One message.
-pub(crate) fn encode<T: Encode<()>>(message: &T) -> Vec<u8> {
+/// Writes one message.
+///
+/// # Panics
+/// Never: a vector takes every byte.
+pub fn encode<T: Encode<()>>(message: &T) -> Vec<u8> {
     let mut bytes = vec![VERSION];
     minicbor::encode(message, &mut bytes).expect("a vector takes every byte");
     bytes
@@ -285,7 +301,7 @@ pub(crate) fn encode<T: Encode<()>>(message: &T) -> Vec<u8> {
 ///
 /// # Errors
 /// Another version, or bytes that are no such message.
-pub(crate) fn decode<'a, T: Decode<'a, ()>>(bytes: &'a [u8]) -> Result<T, BadMessage> {
+pub fn decode<'a, T: Decode<'a, ()>>(bytes: &'a [u8]) -> Result<T, BadMessage> {
     let (version, body) = bytes.split_first().ok_or(BadMessage)?;
     if *version != VERSION {
         return Err(BadMessage);
@@ -314,7 +330,9 @@ mod tests {
         let mut bytes = encode(&Command::Start);
         bytes[0] = VERSION + 1;
         assert_eq!(decode::<Command>(&bytes), Err(BadMessage));
-        for garbage in [&[][..], &[VERSION], &[VERSION, 0xff, 0x00], &[VERSION, 0x9b, 0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0]] {
+        for garbage in
+            [&[][..], &[VERSION], &[VERSION, 0xff, 0x00], &[VERSION, 0x9b, 0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0]]
+        {
             assert_eq!(decode::<Command>(garbage), Err(BadMessage), "{garbage:?}");
         }
     }
