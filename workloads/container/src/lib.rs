@@ -16,10 +16,6 @@ mod seccomp;
 mod shim;
 mod sys;
 mod user;
-/// The shim's protocol, by its one source.
-#[expect(dead_code, reason = "the shim's own half of its protocol")]
-#[path = "../../shim/src/wire.rs"]
-mod wire;
 
 pub use cgroup::Layout;
 pub use driver::{Driver, DriverConfig, Launcher};
@@ -29,3 +25,5 @@ pub use request::{
     Started, Stats, StreamPoint, Volume, WorkloadId,
 };
 pub use user::{ResolvedUser, UserError, find_user};
+
+use workloads_wire::message as wire;
