@@ -150,18 +150,12 @@ fn namespaces(plan: &Plan<'_>) -> Vec<Value> {
 }
 
 fn mounts(plan: &Plan<'_>) -> Vec<Value> {
-    let mount = |target: &str, kind: &str, options: &[&str]| {
-        json!({ "destination": target, "type": kind, "source": kind, "options": options })
-    };
+    let mount = |target: &str, kind: &str, options: &[&str]| json!({ "destination": target, "type": kind, "source": kind, "options": options });
     let shared_memory = format!("size={SHARED_MEMORY_KIB}k");
     let mut mounts = vec![
         mount("/proc", "proc", &["nosuid", "noexec", "nodev"]),
         mount("/dev", "tmpfs", &["nosuid", "strictatime", "mode=755", "size=65536k"]),
-        mount(
-            "/dev/pts",
-            "devpts",
-            &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"],
-        ),
+        mount("/dev/pts", "devpts", &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"]),
         mount("/dev/shm", "tmpfs", &["nosuid", "noexec", "nodev", "mode=1777", &shared_memory]),
         mount("/dev/mqueue", "mqueue", &["nosuid", "noexec", "nodev"]),
         json!({
@@ -264,7 +258,7 @@ mod tests {
         let config = check(|plan| plan.tty = true);
         assert_eq!(config["process"]["env"], json!([PATH_DEFAULT, "A=b c", "TERM=xterm"]));
         let (resources, rlimits, capabilities) = (json!({}), json!([]), BTreeSet::new());
-        let config = super::process(&Plan {
+        let config = process(&Plan {
             args: &[],
             env: &own,
             workdir: "/",

@@ -43,7 +43,7 @@ struct Hierarchy {
 
 /// The trees of this host, and the group under which all containers' groups live.
 #[derive(Clone, Debug)]
-pub struct Cgroups {
+pub(crate) struct Cgroups {
     layout: Layout,
     hierarchies: Vec<Hierarchy>,
     usable: BTreeSet<String>,
@@ -96,7 +96,9 @@ impl Cgroups {
                 .filter(|option| !unified && !option.starts_with("name=") && listed.contains(option))
                 .map(str::to_owned)
                 .collect();
-            if hierarchies.iter().all(|known| known.unified != unified || (!unified && known.controllers != controllers))
+            if hierarchies
+                .iter()
+                .all(|known| known.unified != unified || (!unified && known.controllers != controllers))
                 && (unified || !controllers.is_empty())
             {
                 hierarchies.push(Hierarchy { mount, controllers, unified });
@@ -119,8 +121,11 @@ impl Cgroups {
         let mut usable = BTreeSet::new();
         for hierarchy in &self.hierarchies {
             let group = below(&hierarchy.mount, &self.parent).join(format!("probe-{}", std::process::id()));
-            let controllers =
-                if hierarchy.unified { enable_unified(&hierarchy.mount, &group) } else { hierarchy.controllers.clone() };
+            let controllers = if hierarchy.unified {
+                enable_unified(&hierarchy.mount, &group)
+            } else {
+                hierarchy.controllers.clone()
+            };
             if fs::create_dir_all(&group).is_err() {
                 continue;
             }
@@ -154,12 +159,12 @@ impl Cgroups {
     }
 
     /// How the host lays out its groups.
-    pub fn layout(&self) -> Layout {
+    pub(crate) fn layout(&self) -> Layout {
         self.layout
     }
 
     /// What can be limited here: `memory`, `swap`, `cpu`, `pids`, `io`; further `cpuacct`, `devices`, `freezer`.
-    pub fn usable(&self) -> &BTreeSet<String> {
+    pub(crate) fn usable(&self) -> &BTreeSet<String> {
         &self.usable
     }
 

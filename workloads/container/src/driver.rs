@@ -20,8 +20,8 @@ use crate::external::{self, Launch};
 use crate::idmap::{self, IdMaps};
 use crate::process::{self, Process};
 use crate::request::{
-    Adopted, AdoptedState, Degraded, ExecRequest, Exit, ExitCause, HostFacts, RuntimeError, StartRequest, Started, Stats,
-    StreamPoint, WorkloadId,
+    Adopted, AdoptedState, Degraded, ExecRequest, Exit, ExitCause, HealthCheck, HeldPort, HostFacts, RuntimeError,
+    StartRequest, Started, Stats, StreamPoint, WorkloadId,
 };
 use crate::user::{self, ResolvedUser, find_user};
 use crate::wire::{self, Command, Event};
@@ -77,6 +77,8 @@ pub struct Driver {
     bounding: u64,
     /// Threads that wait for the containers started or adopted here.
     waiters: Mutex<BTreeMap<WorkloadId, thread::JoinHandle<()>>>,
+    /// Containers that another thread starts at this moment: half made, and not to be cleaned.
+    starting: Mutex<BTreeSet<WorkloadId>>,
 }
 
 /// The two directories of one container.
@@ -118,8 +120,8 @@ impl Driver {
             sys_resource: caps::effective_set(&status) >> SYS_RESOURCE & 1 == 1,
         };
         let bounding = caps::bounding(&status);
-        let waiters = Mutex::new(BTreeMap::new());
-        Ok(Self { config, cgroups: Arc::new(cgroups), maps, facts, bounding, waiters })
+        let (waiters, starting) = (Mutex::new(BTreeMap::new()), Mutex::new(BTreeSet::new()));
+        Ok(Self { config, cgroups: Arc::new(cgroups), maps, facts, bounding, waiters, starting })
     }
 
     /// What this host can do for containers.
@@ -139,6 +141,15 @@ impl Driver {
     /// what an earlier start of the same container wrote.
     pub fn start(&self, request: &StartRequest) -> Result<Started, RuntimeError> {
         let args = self.check(request)?;
+        if !self.starting.lock().insert(request.id) {
+            return Err(RuntimeError::Refused { why: format!("container {} is being started", request.id) });
+        }
+        let started = self.start_checked(request, &args);
+        self.starting.lock().remove(&request.id);
+        started
+    }
+
+    fn start_checked(&self, request: &StartRequest, args: &[String]) -> Result<Started, RuntimeError> {
         let place = self.place(request.id);
         let known = place.state.exists();
         match fs::create_dir(&place.run) {
@@ -147,7 +158,7 @@ impl Driver {
             }
             made => made.at("make the run directory of a container")?,
         }
-        self.bring_up(request, &place, &args).inspect_err(|_| {
+        self.bring_up(request, &place, args).inspect_err(|_| {
             if let Err(error) = self.remove(request.id, known) {
                 tracing::warn!(id = place.id, %error, "what a failed start left could not be removed");
             }
@@ -163,6 +174,9 @@ impl Driver {
         let external = matches!(self.config.launcher, Launcher::External(_));
         if external && (request.tty || request.stdin || request.hold_for_attach) {
             return refuse("an external runtime gives containers no terminal and no input");
+        }
+        if external && (request.health.is_some() || !request.held_ports.is_empty()) {
+            return refuse("an external runtime checks no health and holds no ports");
         }
         let args: Result<Vec<String>, _> = request.args.iter().cloned().map(String::from_utf8).collect();
         let Ok(args) = args else { return refuse("a bundle takes no arguments that are not UTF-8") };
@@ -220,8 +234,7 @@ impl Driver {
         let user = look_up(&root, &request.user)?;
         let mut degraded = Vec::new();
         let binds = self.binds(request, place, id_map.as_deref(), &mut degraded)?;
-        let filter =
-            self.write_bundle(request, place, args, &user, base, &root, &sysfs, &binds, &mut degraded)?;
+        let filter = self.write_bundle(request, place, args, &user, base, &root, &sysfs, &binds, &mut degraded)?;
         let records = exit_directory(place, request.remove);
         remove_file(&records.join(exitfile::NAME)).at("forget an end of before")?;
         let pid = match &self.config.launcher {
@@ -235,7 +248,12 @@ impl Driver {
     }
 
     fn run_shim(
-        &self, request: &StartRequest, place: &Place, program: &Path, filter: Vec<u8>, records: PathBuf,
+        &self,
+        request: &StartRequest,
+        place: &Place,
+        program: &Path,
+        filter: Vec<u8>,
+        records: PathBuf,
     ) -> Result<u32, RuntimeError> {
         let text = |path: &Path| -> Result<String, RuntimeError> {
             let refused = || RuntimeError::Refused { why: format!("{} is no UTF-8 path", path.display()) };
@@ -258,8 +276,8 @@ impl Driver {
             log_segments: LOG_SEGMENTS,
             exit_file: text(&records.join(exitfile::NAME))?,
             durable: !request.remove,
-            held: Vec::new(),
-            health: None,
+            held: request.held_ports.iter().map(held).collect(),
+            health: request.health.as_ref().map(health),
         };
         let running = shim::run(&shim::Launch { program, directory: &place.run, config: &config })?;
         let pid = running.pid;
@@ -273,7 +291,11 @@ impl Driver {
     }
 
     fn run_external(
-        &self, request: &StartRequest, place: &Place, program: &Path, records: PathBuf,
+        &self,
+        request: &StartRequest,
+        place: &Place,
+        program: &Path,
+        records: PathBuf,
     ) -> Result<u32, RuntimeError> {
         let (netns, hidden) = (&request.netns, self.cgroups.hidden());
         let running = external::run(&Launch { program, directory: &place.run, id: &place.id, netns, hidden })?;
@@ -296,14 +318,21 @@ impl Driver {
 
     #[expect(clippy::too_many_arguments, reason = "what was looked up for one bundle, in one place")]
     fn write_bundle(
-        &self, request: &StartRequest, place: &Place, args: &[String], user: &ResolvedUser, base: Option<u32>, root: &Path,
-        sysfs: &Path, binds: &[Bind], degraded: &mut Vec<Degraded>,
+        &self,
+        request: &StartRequest,
+        place: &Place,
+        args: &[String],
+        user: &ResolvedUser,
+        base: Option<u32>,
+        root: &Path,
+        sysfs: &Path,
+        binds: &[Bind],
+        degraded: &mut Vec<Degraded>,
     ) -> Result<Vec<u8>, RuntimeError> {
         let security = &request.security;
         let add: Vec<&str> = security.add_capabilities.iter().map(String::as_str).collect();
         let drop: Vec<&str> = security.drop_capabilities.iter().map(String::as_str).collect();
-        let capabilities =
-            caps::effective(security.privileged, security.user_namespace, &add, &drop, self.bounding);
+        let capabilities = caps::effective(security.privileged, security.user_namespace, &add, &drop, self.bounding);
         let (resources, missing) = limits::resources(&request.limits, self.cgroups.usable());
         degraded.extend(missing);
         if base.is_none() && !self.cgroups.usable().contains("devices") {
@@ -322,7 +351,8 @@ impl Driver {
         let here = |path: &&&str| Path::new(path).exists();
         let masked: Vec<&str> = bundle::MASKED.iter().filter(here).copied().collect();
         let read_only: Vec<&str> = bundle::READ_ONLY.iter().filter(here).copied().collect();
-        let score = fs::read_to_string("/proc/self/oom_score_adj").ok().and_then(|text| text.trim().parse::<i32>().ok());
+        let score =
+            fs::read_to_string("/proc/self/oom_score_adj").ok().and_then(|text| text.trim().parse::<i32>().ok());
         let files = rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum.unwrap_or(u64::MAX);
         let config = bundle::config(&Plan {
             args,
@@ -359,12 +389,15 @@ impl Driver {
     /// Names and resolver, then the volumes, each mounted in the run directory first: the container's root could neither
     /// reach nor map them where they are.
     fn binds(
-        &self, request: &StartRequest, place: &Place, userns: Option<&OwnedFd>, degraded: &mut Vec<Degraded>,
+        &self,
+        request: &StartRequest,
+        place: &Place,
+        userns: Option<&OwnedFd>,
+        degraded: &mut Vec<Degraded>,
     ) -> Result<Vec<Bind>, RuntimeError> {
         let mut binds = Vec::new();
         let hostname = format!("{}\n", request.hostname);
-        for (name, text) in
-            [("resolv.conf", &request.resolv_conf), ("hosts", &request.hosts), ("hostname", &hostname)]
+        for (name, text) in [("resolv.conf", &request.resolv_conf), ("hosts", &request.hosts), ("hostname", &hostname)]
         {
             let source = place.run.join(name);
             fs::write(&source, text).at("write the names for a container")?;
@@ -519,7 +552,13 @@ impl Driver {
         let mut known = BTreeSet::new();
         for entry in fs::read_dir(&self.config.run_directory).at("read the run directory")? {
             let entry = entry.at("read the run directory")?;
-            let Some(id) = entry.file_name().to_str().and_then(|name| name.parse::<WorkloadId>().ok()) else { continue };
+            let Some(id) = entry.file_name().to_str().and_then(|name| name.parse::<WorkloadId>().ok()) else {
+                continue;
+            };
+            if self.starting.lock().contains(&id) {
+                known.insert(id.to_string());
+                continue;
+            }
             match self.adopt_one(id) {
                 Ok(Some(one)) => {
                     known.insert(id.to_string());
@@ -543,17 +582,18 @@ impl Driver {
     fn adopt_one(&self, id: WorkloadId) -> Result<Option<Adopted>, RuntimeError> {
         let place = self.place(id);
         let generation = fs::read_to_string(place.run.join("generation")).ok().and_then(|text| text.parse().ok());
-        let (generation, process) = match (generation, Process::noted(&place.run, process::NAME), exitfile::read(&place.records())) {
-            (Some(generation), _, Some(exit)) => {
-                return Ok(Some(Adopted { id, generation, state: AdoptedState::Exited(exit) }));
-            }
-            (Some(generation), Some(process), None) => (generation, process),
-            (generation, _, _) => {
-                // Half made. What a container of that name wrote before is kept.
-                self.remove(id, generation.is_none() || !place.run.join("volatile").exists())?;
-                return Ok(None);
-            }
-        };
+        let (generation, process) =
+            match (generation, Process::noted(&place.run, process::NAME), exitfile::read(&place.records())) {
+                (Some(generation), _, Some(exit)) => {
+                    return Ok(Some(Adopted { id, generation, state: AdoptedState::Exited(exit) }));
+                }
+                (Some(generation), Some(process), None) => (generation, process),
+                (generation, _, _) => {
+                    // Half made. What a container of that name wrote before is kept.
+                    self.remove(id, generation.is_none() || !place.run.join("volatile").exists())?;
+                    return Ok(None);
+                }
+            };
         let sync = !place.run.join("volatile").exists();
         let records = place.records();
         let running = || Ok(Some(Adopted { id, generation, state: AdoptedState::Running { pid: process.pid } }));
@@ -628,6 +668,21 @@ impl Driver {
     }
 }
 
+fn held(port: &HeldPort) -> wire::Held {
+    wire::Held { address: port.address.map(|address| address.to_string()), port: port.port, udp: port.udp }
+}
+
+fn health(check: &HealthCheck) -> wire::HealthCheck {
+    let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+    wire::HealthCheck {
+        args: check.args.iter().cloned().map(Into::into).collect(),
+        interval_ms: millis(check.interval),
+        timeout_ms: millis(check.timeout),
+        retries: check.retries,
+        start_period_ms: millis(check.start_period),
+    }
+}
+
 /// A container that is to be forgotten is recorded where the host's restart forgets it as well.
 fn exit_directory(place: &Place, remove: bool) -> PathBuf {
     if remove { place.run.clone() } else { place.state.clone() }
@@ -635,7 +690,8 @@ fn exit_directory(place: &Place, remove: bool) -> PathBuf {
 
 /// Notes the container's first process; one that ended already is not looked for.
 fn note(directory: &Path, pid: u32) -> Result<(), StepError> {
-    Process::look(pid).map_or(Ok(()), |process| process.note(directory, process::NAME).at("note the container's process"))
+    Process::look(pid)
+        .map_or(Ok(()), |process| process.note(directory, process::NAME).at("note the container's process"))
 }
 
 /// A shim ended. It tells before it goes, so where there is no record it was lost, and its container ends with it.
@@ -691,14 +747,17 @@ fn look_up(root: &Path, user: &str) -> Result<ResolvedUser, RuntimeError> {
         let file = match rustix::fs::openat2(&directory, path, flags, Mode::empty(), inside) {
             Ok(file) => fs::File::from(file),
             // Images need not have them; one that is no file is as good as none.
-            Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR | rustix::io::Errno::LOOP) => return Ok(Vec::new()),
+            Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR | rustix::io::Errno::LOOP) => {
+                return Ok(Vec::new());
+            }
             Err(error) => return Err(StepError::new("read the image's users", error.into())),
         };
         if !file.metadata().at("read the image's users")?.is_file() {
             return Ok(Vec::new());
         }
         let mut text = Vec::new();
-        io::Read::read_to_end(&mut io::Read::take(file, user::FILE_BYTES_MAX), &mut text).at("read the image's users")?;
+        io::Read::read_to_end(&mut io::Read::take(file, user::FILE_BYTES_MAX), &mut text)
+            .at("read the image's users")?;
         Ok(text)
     };
     Ok(find_user(user, &read("etc/passwd")?, &read("etc/group")?)?)

@@ -26,7 +26,8 @@ pub(crate) fn resources(limits: &Limits, usable: &BTreeSet<String>) -> (Value, V
         if usable.contains(controller) {
             stated.insert(key.to_owned(), value);
         } else {
-            missing.push(Degraded { what, why: format!("this host has no usable control group controller {controller}") });
+            missing
+                .push(Degraded { what, why: format!("this host has no usable control group controller {controller}") });
         }
     };
     if let Some(bytes) = limits.memory_bytes {
@@ -46,7 +47,8 @@ pub(crate) fn resources(limits: &Limits, usable: &BTreeSet<String>) -> (Value, V
         state("io", "io weight", "blockIO", json!({ "weight": weight }));
     }
     if limits.memory_bytes.is_some() && usable.contains("memory") && !usable.contains("swap") {
-        missing.push(Degraded { what: "swap limit", why: "this host does not count swap per control group".to_owned() });
+        missing
+            .push(Degraded { what: "swap limit", why: "this host does not count swap per control group".to_owned() });
     }
     if usable.contains("devices") {
         // Everything is denied first; the runtime then allows the few devices that every container has.

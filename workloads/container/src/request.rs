@@ -2,9 +2,10 @@
 
 use std::fmt;
 use std::io;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use crate::cgroup::Layout;
 use crate::error::StepError;
@@ -97,6 +98,27 @@ pub struct Volume {
     pub read_only: bool,
 }
 
+/// A port of the host, bound and never served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HeldPort {
+    /// All addresses of both families unless given.
+    pub address: Option<IpAddr>,
+    pub port: u16,
+    pub udp: bool,
+}
+
+/// A program that tells by its status how the container fares.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HealthCheck {
+    pub args: Vec<Vec<u8>>,
+    pub interval: Duration,
+    pub timeout: Duration,
+    /// Failures in a row that make it unhealthy.
+    pub retries: u32,
+    /// Failures this early do not count.
+    pub start_period: Duration,
+}
+
 /// One container to be started: a workload's specification and its image's configuration, already made one.
 #[derive(Clone, Debug)]
 pub struct StartRequest {
@@ -118,6 +140,9 @@ pub struct StartRequest {
     pub limits: Limits,
     pub security: Security,
     pub volumes: Vec<Volume>,
+    /// Ports of the host that are kept from everybody else while the container lives.
+    pub held_ports: Vec<HeldPort>,
+    pub health: Option<HealthCheck>,
     /// First of 65,536 ids of the host that nobody else uses.
     pub uid_base: u32,
     /// A pinned network namespace of the host's user namespace.

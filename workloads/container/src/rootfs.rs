@@ -130,10 +130,10 @@ impl Lower {
 
 impl Drop for Lower {
     fn drop(&mut self) {
-        if let Some(clone) = &self.clone {
-            if let Err(error) = unmount(clone).and_then(|()| fs::remove_dir(clone)) {
-                tracing::warn!(%error, "the clone of the layer directory could not be taken away");
-            }
+        if let Some(clone) = &self.clone
+            && let Err(error) = unmount(clone).and_then(|()| fs::remove_dir(clone))
+        {
+            tracing::warn!(%error, "the clone of the layer directory could not be taken away");
         }
     }
 }
@@ -237,7 +237,10 @@ fn is_layer_name(name: &str) -> bool {
 /// # Errors
 /// `EINVAL` at the step "map the ids of a mount" where the filesystem of `source` cannot be idmapped.
 pub(crate) fn attach_clone(
-    source: &Path, target: &Path, userns: Option<BorrowedFd<'_>>, recursive: bool,
+    source: &Path,
+    target: &Path,
+    userns: Option<BorrowedFd<'_>>,
+    recursive: bool,
 ) -> Result<(), StepError> {
     let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     if recursive {

@@ -236,14 +236,18 @@ pub(crate) fn oci_profile(capabilities: &[&str]) -> serde_json::Value {
             let arguments: Vec<serde_json::Value> = all
                 .iter()
                 .map(|c| match (c.equal, c.mask) {
-                    (true, u64::MAX) => serde_json::json!({ "index": c.argument, "value": c.value, "op": "SCMP_CMP_EQ" }),
+                    (true, u64::MAX) => {
+                        serde_json::json!({ "index": c.argument, "value": c.value, "op": "SCMP_CMP_EQ" })
+                    }
                     (true, mask) => serde_json::json!({
                         "index": c.argument, "value": mask, "valueTwo": c.value, "op": "SCMP_CMP_MASKED_EQ"
                     }),
                     (false, _) => serde_json::json!({ "index": c.argument, "value": c.value, "op": "SCMP_CMP_NE" }),
                 })
                 .collect();
-            calls.push(serde_json::json!({ "names": [bare(judged.name)], "action": "SCMP_ACT_ALLOW", "args": arguments }));
+            calls.push(
+                serde_json::json!({ "names": [bare(judged.name)], "action": "SCMP_ACT_ALLOW", "args": arguments }),
+            );
         }
     }
     serde_json::json!({ "defaultAction": "SCMP_ACT_ERRNO", "defaultErrnoRet": libc::EPERM, "syscalls": calls })

@@ -71,13 +71,9 @@ pub(crate) fn run(launch: &Launch<'_>) -> Result<Running, RuntimeError> {
     let path = launch.directory.join("shim.cbor");
     fs::write(path, wire::encode(launch.config)).at("write the shim's configuration")?;
     let errors = fs::File::create(launch.directory.join("shim.err")).at("make a file for the shim's errors")?;
-    let (ours, theirs) = rustix::net::socketpair(
-        AddressFamily::UNIX,
-        SocketType::SEQPACKET,
-        SocketFlags::CLOEXEC,
-        None,
-    )
-    .at("make the shim's control socket")?;
+    let (ours, theirs) =
+        rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
+            .at("make the shim's control socket")?;
     let pid = sys::spawn(launch.program, launch.directory, errors.as_fd(), theirs.as_fd()).at("start meshd-shim")?;
     drop(theirs);
     let process = rustix::process::pidfd_open(pid, PidfdFlags::empty()).at("watch the shim")?;
@@ -111,7 +107,9 @@ fn greet(control: &Control) -> Result<u32, RuntimeError> {
                 pid = Some(created);
                 control.send(&Command::Start)?;
             }
-            Event::Started => return pid.ok_or_else(|| RuntimeError::Shim { message: "no process was made".to_owned() }),
+            Event::Started => {
+                return pid.ok_or_else(|| RuntimeError::Shim { message: "no process was made".to_owned() });
+            }
             // It ran and ended between two messages.
             Event::Exited(exit) if !exit.start_failed => {
                 return pid.ok_or_else(|| RuntimeError::Shim { message: "no process was made".to_owned() });
@@ -194,18 +192,30 @@ impl Control {
                 return Ok(answer);
             }
             match event {
-                Event::Refused { why } | Event::Failed { message: why, .. } => return Err(RuntimeError::Refused { why }),
+                Event::Refused { why } | Event::Failed { message: why, .. } => {
+                    return Err(RuntimeError::Refused { why });
+                }
                 _ => {}
             }
         }
     }
 }
 
-/// Whether a shim lives that holds the lock of this directory; it does so for its whole life.
+/// The shim of a container, where it lives. Its lock is not tried: who tries a lock holds it for a moment, and a shim that
+/// starts in that moment would give up.
+fn shim_of(directory: &Path) -> Option<Process> {
+    if let Some(noted) = Process::noted(directory, NAME) {
+        return Some(noted);
+    }
+    // Its starter was lost before it could note it down.
+    let control = Control::connect(directory).ok()?;
+    let peer = rustix::net::sockopt::socket_peercred(&control.0).ok()?;
+    Process::look(peer.pid.as_raw_nonzero().get().unsigned_abs())
+}
+
+/// Whether the container has a shim that lives.
 pub(crate) fn lives(directory: &Path) -> bool {
-    let Ok(lock) = fs::File::open(directory.join("lock")) else { return false };
-    let taken = rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive);
-    taken == Err(rustix::io::Errno::WOULDBLOCK)
+    shim_of(directory).and_then(Process::open).is_some()
 }
 
 /// Ends the shim of a container that has ended, or that was killed before.
@@ -213,7 +223,7 @@ pub(crate) fn lives(directory: &Path) -> bool {
 /// # Errors
 /// It did not end in time.
 pub(crate) fn end(directory: &Path) -> Result<(), RuntimeError> {
-    let Some(shim) = Process::noted(directory, NAME) else { return Ok(()) };
+    let Some(shim) = shim_of(directory) else { return Ok(()) };
     let Some(process) = shim.open() else { return Ok(()) };
     shim.signal(9).at("end a container's shim")?;
     if wait_for_end(&process, Some(ANSWER_MAX)) { Ok(()) } else { Err(RuntimeError::Timeout { what: "let go" }) }

@@ -20,7 +20,8 @@ const HOLDER_SECONDS: i64 = 20;
 /// `EINVAL` when the filesystem or the kernel knows no idmapped mounts.
 pub(crate) fn set_id_map(mount: BorrowedFd<'_>, userns: BorrowedFd<'_>) -> io::Result<()> {
     let userns = u64::try_from(userns.as_raw_fd()).map_err(|_| io::Error::from_raw_os_error(libc::EBADF))?;
-    let attributes = libc::mount_attr { attr_set: libc::MOUNT_ATTR_IDMAP, attr_clr: 0, propagation: 0, userns_fd: userns };
+    let attributes =
+        libc::mount_attr { attr_set: libc::MOUNT_ATTR_IDMAP, attr_clr: 0, propagation: 0, userns_fd: userns };
     // SAFETY: the path is a NUL-terminated literal, and the kernel reads exactly the given size of `attributes`, which
     // outlives the call.
     let result = unsafe {
@@ -73,7 +74,10 @@ const CONTROL: libc::c_int = 3;
 /// # Errors
 /// As `posix_spawn`.
 pub(crate) fn spawn(
-    program: &Path, argument: &Path, errors: BorrowedFd<'_>, control: BorrowedFd<'_>,
+    program: &Path,
+    argument: &Path,
+    errors: BorrowedFd<'_>,
+    control: BorrowedFd<'_>,
 ) -> io::Result<rustix::process::Pid> {
     let program = CString::new(program.as_os_str().as_bytes())?;
     let argument = CString::new(argument.as_os_str().as_bytes())?;
@@ -103,7 +107,9 @@ pub(crate) fn spawn(
             .and_then(|()| check(libc::posix_spawn_file_actions_addopen(actions, 1, null, libc::O_WRONLY, 0)))
             .and_then(|()| check(libc::posix_spawnattr_setsigmask(attributes, none.as_ptr())))
             .and_then(|()| check(libc::posix_spawnattr_setsigdefault(attributes, pipe.as_ptr())))
-            .and_then(|()| check(libc::posix_spawnattr_setflags(attributes, libc::c_short::try_from(flags).unwrap_or(0))))
+            .and_then(|()| {
+                check(libc::posix_spawnattr_setflags(attributes, libc::c_short::try_from(flags).unwrap_or(0)))
+            })
             .and_then(|()| {
                 let (words, environment) = (words.as_ptr(), environment.as_ptr());
                 check(libc::posix_spawn(&raw mut pid, program.as_ptr(), actions, attributes, words, environment))

@@ -1,18 +1,22 @@
 //! Real containers, by the runtimes of the host: as root, with busybox (package busybox-static), `crun` and `runc`.
 //!
 //! Every test has directories, a network namespace and a control group of its own, and compares what is left at its end.
+#![expect(clippy::unwrap_used, reason = "a test's own steps must not fail")]
 
 use std::fs;
+use std::io::{Read, Write};
 use std::os::unix::fs::{PermissionsExt, chown, symlink};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use workloads_container::{
-    AdoptedState, Driver, DriverConfig, ExitCause, Launcher, Limits, RootLayers, RuntimeError, Security, StartRequest, Volume,
-    WorkloadId,
+    AdoptedState, Driver, DriverConfig, ExecRequest, ExitCause, HeldPort, Launcher, Limits, RootLayers, RuntimeError,
+    Security, StartRequest, StreamPoint, Volume, WorkloadId,
 };
+use workloads_wire::frame::{self, Frame, Kind};
 
 const BASE: u32 = 1 << 30;
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -30,7 +34,7 @@ impl Scene {
         let directory = tempfile::tempdir().unwrap();
         fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o711)).unwrap();
         let name = format!("wct-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
-        run("ip", &["netns", "add", &name]);
+        run_ok("ip", &["netns", "add", &name]);
         let layer = directory.path().join("layers/base");
         for made in ["bin", "etc", "proc", "sys", "dev", "tmp", "root"] {
             fs::create_dir_all(layer.join(made)).unwrap();
@@ -39,7 +43,8 @@ impl Scene {
         fs::set_permissions(layer.join("tmp"), fs::Permissions::from_mode(0o1777)).unwrap();
         let busybox = ["/bin/busybox", "/usr/bin/busybox"].into_iter().find(|path| Path::new(path).exists());
         fs::copy(busybox.expect("package busybox-static is not installed"), layer.join("bin/busybox")).unwrap();
-        for applet in ["sh", "true", "id", "cat", "sleep", "grep", "ls", "dd", "hostname", "mount", "unshare", "touch"] {
+        for applet in ["sh", "true", "id", "cat", "sleep", "grep", "ls", "dd", "hostname", "mount", "unshare", "touch"]
+        {
             symlink("busybox", layer.join("bin").join(applet)).unwrap();
         }
         fs::write(layer.join("etc/passwd"), "root:x:0:0::/root:/bin/sh\nweb:x:33:34::/srv:/bin/sh\n").unwrap();
@@ -74,6 +79,8 @@ impl Scene {
             limits: Limits::default(),
             security: Security::default(),
             volumes: Vec::new(),
+            held_ports: Vec::new(),
+            health: None,
             uid_base: BASE,
             netns: Path::new("/run/netns").join(&self.name),
             hostname: "web-1".to_owned(),
@@ -119,7 +126,7 @@ impl Drop for Scene {
             }
         }
         let _own = Command::new("umount").arg(run_directory).status();
-        run("ip", &["netns", "del", &self.name]);
+        run_ok("ip", &["netns", "del", &self.name]);
         for tree in fs::read_dir("/sys/fs/cgroup").unwrap() {
             let _empty = fs::remove_dir(tree.unwrap().path().join(&self.name));
         }
@@ -141,7 +148,7 @@ fn launcher(name: &str) -> Launcher {
     Launcher::External(found.expect("packages crun and runc are not both installed"))
 }
 
-fn run(program: &str, args: &[&str]) {
+fn run_ok(program: &str, args: &[&str]) {
     let output = Command::new(program).args(args).output().unwrap();
     assert!(output.status.success(), "{program} {args:?}: {}", String::from_utf8_lossy(&output.stderr));
 }
@@ -161,7 +168,6 @@ fn groups(parent: &str) -> Vec<PathBuf> {
 /// The same for each runtime.
 fn with_each(test: impl Fn(&Scene, &Driver)) {
     for runtime in ["meshd-shim", "crun", "runc"] {
-        eprintln!("with {runtime}");
         let scene = Scene::new(runtime);
         test(&scene, &scene.driver());
         scene.assert_clean();
@@ -177,7 +183,8 @@ fn a_container_is_fenced_in_and_leaves_nothing() {
             echo x > /proc/sys/kernel/hostname || echo sys-ro; unshare -n true || echo no-unshare; \
             mount -t tmpfs x /tmp || echo no-mount; pwd; } > /out 2>/dev/null; exit 7";
         let mut request = scene.request(script);
-        request.limits = Limits { memory_bytes: Some(64 << 20), cpu_millis: Some(500), pids: Some(32), io_weight: None };
+        request.limits =
+            Limits { memory_bytes: Some(64 << 20), cpu_millis: Some(500), pids: Some(32), io_weight: None };
         let (code, out) = scene.outcome(driver, &request);
         assert_eq!(code, 7, "{out}");
         let lines: Vec<String> = out.lines().map(|l| l.split_whitespace().collect::<Vec<_>>().join(" ")).collect();
@@ -243,7 +250,8 @@ fn limits_bind_and_the_end_of_memory_is_told() {
 #[test]
 fn a_signal_ends_it_and_what_it_wrote_can_be_kept() {
     with_each(|scene, driver| {
-        let mut request = scene.request("trap 'echo bye > /kept; exit 5' TERM; echo up > /ready; while :; do sleep 1; done");
+        let mut request =
+            scene.request("trap 'echo bye > /kept; exit 5' TERM; echo up > /ready; while :; do sleep 1; done");
         request.remove = false;
         let started = driver.start(&request).unwrap();
         assert!(Path::new("/proc").join(started.pid.to_string()).exists());
@@ -340,7 +348,8 @@ fn volumes_show_the_containers_own_ids() {
         fs::write(writable.join("mine"), "33").unwrap();
         chown(writable.join("mine"), Some(33), Some(34)).unwrap();
         fs::write(&fixed, "fixed").unwrap();
-        let script = "ls -ln /data/mine > /out; cat /fixed >> /out; echo new > /data/new; echo x > /fixed || echo ro >> /out";
+        let script =
+            "ls -ln /data/mine > /out; cat /fixed >> /out; echo new > /data/new; echo x > /fixed || echo ro >> /out";
         let mut request = scene.request(script);
         request.volumes = vec![
             Volume { source: writable.clone(), target: "/data".to_owned(), read_only: false },
@@ -412,6 +421,149 @@ fn a_read_only_root_takes_no_writes() {
         request.security.read_only = true;
         assert_eq!(scene.outcome(driver, &request).0, 0);
         driver.remove(request.id, false).unwrap();
+    });
+}
+
+/// Everything that the streams behind `point` say up to the end: output, errors, and the status.
+fn read_streams(point: &StreamPoint, input: &[u8]) -> (String, String, Option<i32>) {
+    let mut socket = UnixStream::connect(&point.socket).unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut hello = point.token.to_vec();
+    frame::encode(Kind::Stdin, input, &mut hello);
+    frame::encode(Kind::StdinEof, b"", &mut hello);
+    socket.write_all(&hello).unwrap();
+    let (mut bytes, mut output, mut errors) = (Vec::new(), Vec::new(), Vec::new());
+    loop {
+        while let Some(Frame { kind, body, length }) = frame::decode(&bytes).unwrap() {
+            match kind {
+                Kind::Stdout => output.extend_from_slice(body),
+                Kind::Stderr => errors.extend_from_slice(body),
+                Kind::Exit => {
+                    let status = i32::from_be_bytes(body.try_into().unwrap());
+                    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+                    return (text(output), text(errors), Some(status));
+                }
+                _ => {}
+            }
+            bytes.drain(..length);
+        }
+        let mut more = [0; 4_096];
+        let read = socket.read(&mut more).unwrap();
+        if read == 0 {
+            return (String::from_utf8(output).unwrap(), String::from_utf8(errors).unwrap(), None);
+        }
+        bytes.extend_from_slice(&more[..read]);
+    }
+}
+
+/// With the shim alone.
+fn with_shim(test: impl Fn(&Scene, &Driver)) {
+    let scene = Scene::new("meshd-shim");
+    test(&scene, &scene.driver());
+    scene.assert_clean();
+}
+
+#[test]
+fn a_further_program_lives_in_the_same_fences() {
+    with_shim(|scene, driver| {
+        let request = scene.request("echo up > /ready; sleep 600");
+        driver.start(&request).unwrap();
+        wait_until(|| scene.upper(request.id).join("ready").exists());
+        let fences = "cat /proc/self/uid_map; grep -E '^(Seccomp|NoNewPrivs|CapEff|CapBnd):' /proc/self/status; id; \
+            ls /sys/class/net; cat; echo oops >&2; exit 4";
+        let exec = ExecRequest {
+            args: ["/bin/sh", "-c", fences].map(|arg| arg.as_bytes().to_vec()).to_vec(),
+            user: Some("web".to_owned()),
+            stdin: true,
+            ..ExecRequest::default()
+        };
+        let point = driver.exec(request.id, &exec).unwrap();
+        let (output, errors, status) = read_streams(&point, b"from outside\n");
+        let lines: Vec<String> = output.lines().map(|l| l.split_whitespace().collect::<Vec<_>>().join(" ")).collect();
+        for expected in [
+            "0 1073741824 65536",
+            "Seccomp: 2",
+            "NoNewPrivs: 1",
+            "CapBnd: 00000000800405fb",
+            "CapEff: 0000000000000000",
+            "uid=33(web) gid=34(web) groups=34(web),50(ssl)",
+            "lo",
+            "from outside",
+        ] {
+            assert!(lines.iter().any(|line| line == expected), "{expected}: {output}");
+        }
+        assert_eq!((errors.as_str(), status), ("oops\n", Some(4)));
+        let unknown = ExecRequest { user: Some("nobody-here".to_owned()), ..exec.clone() };
+        assert!(matches!(driver.exec(request.id, &unknown), Err(RuntimeError::UnknownUser(_))));
+        let missing = ExecRequest { args: vec![b"/bin/nothing".to_vec()], ..ExecRequest::default() };
+        assert!(matches!(driver.exec(request.id, &missing), Err(RuntimeError::Refused { .. })));
+        driver.remove(request.id, false).unwrap();
+        assert!(matches!(driver.exec(request.id, &exec), Err(RuntimeError::NotFound { .. })));
+    });
+}
+
+#[test]
+fn who_attaches_before_the_start_misses_nothing() {
+    with_shim(|scene, driver| {
+        let mut request = scene.request("echo first; read line; echo got $line; exit 6");
+        (request.stdin, request.hold_for_attach) = (true, true);
+        let point = std::thread::scope(|scope| {
+            let started = scope.spawn(|| driver.start(&request).unwrap());
+            let mut point = None;
+            wait_until(|| {
+                point = driver.attach(request.id).ok();
+                point.is_some()
+            });
+            let seen = read_streams(&point.unwrap(), b"word\n");
+            started.join().unwrap();
+            seen
+        });
+        assert_eq!(point, ("first\ngot word\n".to_owned(), String::new(), Some(6)));
+        assert_eq!(driver.wait(request.id, PATIENCE).unwrap().unwrap().code, 6);
+        driver.remove(request.id, false).unwrap();
+    });
+}
+
+#[test]
+fn a_lost_shim_takes_its_container_along() {
+    with_shim(|scene, driver| {
+        // One that is this driver's child, then one that was adopted.
+        for adopted in [false, true] {
+            let request = scene.request("sleep 600");
+            let started = driver.start(&request).unwrap();
+            let other = scene.driver();
+            let driver = if adopted { &other } else { driver };
+            if adopted {
+                assert_eq!(driver.adopt().unwrap()[0].state, AdoptedState::Running { pid: started.pid });
+            }
+            let run = scene.directory.path().join("run").join(request.id.to_string());
+            let shim = fs::read_to_string(run.join("shim")).unwrap();
+            run_ok("kill", &["-9", shim.split(' ').next().unwrap()]);
+            let exit = driver.wait(request.id, PATIENCE).unwrap().unwrap();
+            assert_eq!(exit.cause, ExitCause::ShimLost);
+            assert!(groups(&scene.name).is_empty());
+            assert!(matches!(driver.adopt().unwrap()[0].state, AdoptedState::Exited(_)));
+            driver.remove(request.id, false).unwrap();
+            scene.driver().remove(request.id, false).unwrap();
+        }
+    });
+}
+
+#[test]
+fn a_held_port_is_told_when_somebody_has_it() {
+    with_shim(|scene, driver| {
+        let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = taken.local_addr().unwrap();
+        let mut request = scene.request("sleep 600");
+        request.held_ports = vec![HeldPort { address: Some(address.ip()), port: address.port(), udp: false }];
+        let error = driver.start(&request).unwrap_err().to_string();
+        assert!(error.contains("port"), "{error}");
+        scene.assert_clean();
+        drop(taken);
+        driver.start(&request).unwrap();
+        assert!(std::net::TcpListener::bind(address).is_err(), "held while it runs");
+        driver.remove(request.id, false).unwrap();
+        std::net::TcpListener::bind(address).unwrap();
     });
 }
 

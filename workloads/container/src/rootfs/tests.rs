@@ -118,7 +118,8 @@ fn an_image_without_layers_has_an_empty_root() {
     let (run, layer_directory, state) = (scene.path("run"), scene.path("layers"), scene.path("state"));
     let userns = IdMaps::default().namespace(BASE).unwrap();
     let id_map = Some((userns.as_fd(), BASE));
-    let root = Root { directory: &run, layer_directory: &layer_directory, layers: &[], state: &state, id_map, volatile: true };
+    let root =
+        Root { directory: &run, layer_directory: &layer_directory, layers: &[], state: &state, id_map, volatile: true };
     let target = mount_root(&root).unwrap();
     assert_eq!(fs::read_dir(&target).unwrap().count(), 0);
     unmount(&target).unwrap();
@@ -132,8 +133,14 @@ fn a_missing_layer_is_told_and_leaves_nothing() {
     let id_map = Some((userns.as_fd(), BASE));
     for missing in ["a9", "../layers", "a:b"] {
         let layers = vec![missing.to_owned(), "b2".to_owned()];
-        let root =
-            Root { directory: &run, layer_directory: &layer_directory, layers: &layers, state: &state, id_map, volatile: false };
+        let root = Root {
+            directory: &run,
+            layer_directory: &layer_directory,
+            layers: &layers,
+            state: &state,
+            id_map,
+            volatile: false,
+        };
         mount_root(&root).unwrap_err();
         assert_eq!(scene.mounts(), Vec::<String>::new());
     }
@@ -146,7 +153,7 @@ fn sysfs_shows_the_links_of_its_network_namespace_only() {
     fs::write(&netns, "").unwrap();
     thread::scope(|scope| {
         let pinned = scope.spawn(|| {
-            crate::sys::own_network_namespace().unwrap();
+            sys::own_network_namespace().unwrap();
             rustix::mount::mount_bind("/proc/thread-self/ns/net", &netns).unwrap();
         });
         pinned.join().unwrap();
