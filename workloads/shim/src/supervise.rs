@@ -42,6 +42,9 @@ const HOLD_MAX: Duration = Duration::from_secs(5);
 /// How long a connection to the streams may take to show its token.
 const VISIT_MAX: Duration = Duration::from_secs(5);
 
+/// How long after its start a container is no short run: the shim gives back what only the start needed.
+const SETTLED: Duration = Duration::from_secs(1);
+
 /// Control connections at once; one more is closed.
 const CHANNELS_MAX: usize = 8;
 
@@ -134,6 +137,7 @@ pub(crate) struct Shim {
     create_by: Option<Instant>,
     start_by: Option<Instant>,
     kill_at: Option<Instant>,
+    slim_at: Option<Instant>,
     started: Option<SystemTime>,
     checks: Option<Checks>,
     check_output: Vec<u8>,
@@ -162,6 +166,7 @@ impl Shim {
             create_by: Some(now + CREATE_MAX),
             start_by: None,
             kill_at: None,
+            slim_at: None,
             started: None,
             checks: None,
             check_output: Vec::new(),
@@ -242,7 +247,14 @@ impl Shim {
         let visitors = self.visitors.iter().map(|visitor| visitor.until);
         let sessions = self.sessions.iter().filter_map(Session::deadline);
         let checks = self.checks.as_ref().and_then(Checks::poll_timeout);
-        visitors.chain(sessions).chain(checks).chain(self.create_by).chain(self.start_by).chain(self.kill_at).min()
+        visitors
+            .chain(sessions)
+            .chain(checks)
+            .chain(self.create_by)
+            .chain(self.start_by)
+            .chain(self.kill_at)
+            .chain(self.slim_at)
+            .min()
     }
 
     fn handle(&mut self, source: Source, flags: PollFlags, now: Instant) -> Next {
@@ -393,6 +405,7 @@ impl Shim {
     fn on_started(&mut self, now: Instant) {
         self.phase = Phase::Running;
         self.started = Some(SystemTime::now());
+        self.slim_at = Some(now + SETTLED);
         if let Some(health) = &self.config.health {
             let schedule = Schedule {
                 interval: Duration::from_millis(health.interval_ms.max(100)),
@@ -585,6 +598,12 @@ impl Shim {
         if due(self.kill_at) {
             self.kill_at = None;
             self.kill();
+        }
+        if due(self.slim_at) {
+            self.slim_at = None;
+            if let Err(error) = sys::forget_text() {
+                say(&format!("text stays in memory: {error}"));
+            }
         }
         self.check_health(now);
         for s in (0..self.sessions.len()).rev() {

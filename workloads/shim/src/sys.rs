@@ -138,3 +138,25 @@ pub(crate) fn hide_descriptors() -> io::Result<()> {
 fn close_range(result: libc::c_long) -> io::Result<()> {
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
+
+/// Gives the pages of program text back that only starting up needed. They stay in the page cache, and what is called again
+/// comes back from there by itself.
+///
+/// # Errors
+/// `/proc/self/maps` cannot be read.
+pub(crate) fn forget_text() -> io::Result<()> {
+    for line in std::fs::read_to_string("/proc/self/maps")?.lines() {
+        let mut fields = line.split_ascii_whitespace();
+        let (range, permissions, file) = (fields.next(), fields.next(), fields.nth(3));
+        if permissions != Some("r-xp") || !file.is_some_and(|file| file.starts_with('/')) {
+            continue;
+        }
+        let Some((start, end)) = range.and_then(|range| range.split_once('-')) else { continue };
+        let (Ok(start), Ok(end)) = (usize::from_str_radix(start, 16), usize::from_str_radix(end, 16)) else { continue };
+        let start: *mut libc::c_void = std::ptr::with_exposed_provenance_mut(start);
+        // SAFETY: an unwritable mapping of a file has no contents of its own: the kernel maps the same pages of the file
+        // again on the next access. Text is never relocated, so no page of it is private.
+        unsafe { libc::madvise(start, end - start.addr(), libc::MADV_DONTNEED) };
+    }
+    Ok(())
+}

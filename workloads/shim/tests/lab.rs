@@ -96,7 +96,8 @@ impl Lab {
         let (ours, theirs) =
             socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).expect("a pair");
         let errors = fs::File::create(self.path().join("shim.err")).expect("created");
-        let mut command = Process::new(env!("CARGO_BIN_EXE_meshd-shim"));
+        let mut command =
+            Process::new(std::env::var_os("SHIM_MEASURE").unwrap_or_else(|| env!("CARGO_BIN_EXE_meshd-shim").into()));
         command.arg(self.path()).env_clear().stdin(Stdio::null()).stdout(Stdio::null()).stderr(errors);
         // The descriptor becomes number 3 by way of a shell: no code of ours runs between fork and exec.
         let inner = std::mem::replace(&mut command, Process::new("/bin/sh"));
