@@ -4,9 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::chown;
+use std::os::unix::fs::{MetadataExt, chown};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -15,17 +17,18 @@ use rustix::fs::{Mode, OFlags, ResolveFlags};
 
 use crate::bundle::{self, Bind, Plan};
 use crate::cgroup::{Cgroups, Layout};
+use crate::copy::Tree;
 use crate::error::{AtStep, StepError};
 use crate::external::{self, Launch};
 use crate::idmap::{self, IdMaps};
 use crate::process::{self, Process};
 use crate::request::{
-    Adopted, AdoptedState, Degraded, ExecRequest, Exit, ExitCause, HealthCheck, HeldPort, HostFacts, RuntimeError,
-    StartRequest, Started, Stats, StreamPoint, WorkloadId,
+    Adopted, AdoptedState, Copy, Degraded, ExecRequest, Exit, ExitCause, HealthCheck, HeldPort, HostFacts,
+    RuntimeError, StartRequest, Started, Stats, StreamPoint, WorkloadId,
 };
 use crate::user::{self, ResolvedUser, find_user};
 use crate::wire::{self, Command, Event};
-use crate::{caps, exitfile, limits, rootfs, seccomp, shim};
+use crate::{caps, exitfile, limits, rootfs, seccomp, serve, shim};
 
 /// What the kernel's number of CAP_SYS_RESOURCE is.
 const SYS_RESOURCE: u64 = 24;
@@ -33,6 +36,8 @@ const SYS_RESOURCE: u64 = 24;
 const WORDS_MAX: usize = 4_096;
 /// Bytes of all of them; the kernel's own limit is of this size.
 const WORDS_BYTES_MAX: usize = 1 << 20;
+/// Copies at a time, each with a thread.
+const COPIES_MAX: usize = 16;
 /// Volumes of one container.
 const VOLUMES_MAX: usize = 64;
 /// How long a killed container may need to end.
@@ -79,6 +84,26 @@ pub struct Driver {
     waiters: Mutex<BTreeMap<WorkloadId, thread::JoinHandle<()>>>,
     /// Containers that another thread starts at this moment: half made, and not to be cleaned.
     starting: Mutex<BTreeSet<WorkloadId>>,
+    /// Copies that run.
+    copies: Arc<AtomicUsize>,
+}
+
+/// The right to run one copy, given back on drop.
+#[derive(Debug)]
+struct Slot(Arc<AtomicUsize>);
+
+impl Slot {
+    fn take(copies: &Arc<AtomicUsize>) -> Option<Self> {
+        let more = |running| (running < COPIES_MAX).then_some(running + 1);
+        copies.fetch_update(Ordering::AcqRel, Ordering::Acquire, more).ok()?;
+        Some(Self(Arc::clone(copies)))
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
+    }
 }
 
 /// The two directories of one container.
@@ -121,7 +146,16 @@ impl Driver {
         };
         let bounding = caps::bounding(&status);
         let (waiters, starting) = (Mutex::new(BTreeMap::new()), Mutex::new(BTreeSet::new()));
-        Ok(Self { config, cgroups: Arc::new(cgroups), maps, facts, bounding, waiters, starting })
+        Ok(Self {
+            config,
+            cgroups: Arc::new(cgroups),
+            maps,
+            facts,
+            bounding,
+            waiters,
+            starting,
+            copies: Arc::default(),
+        })
     }
 
     /// What this host can do for containers.
@@ -508,6 +542,46 @@ impl Driver {
             _ => None,
         })?;
         Ok(StreamPoint { socket: shim::streams(&place.run), token })
+    }
+
+    /// Copies a file or directory out of the container or a tar stream into it, running or not; the stream is behind the
+    /// answer for ten seconds.
+    ///
+    /// # Errors
+    /// [`RuntimeError::NotFound`], [`RuntimeError::Refused`] when too many copies run.
+    pub fn copy(&self, id: WorkloadId, direction: Copy, path: &Path) -> Result<StreamPoint, RuntimeError> {
+        let place = self.place(id);
+        let run = match fs::metadata(&place.run) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(RuntimeError::NotFound { id }),
+            run => run.at("look at a container's run directory")?,
+        };
+        // What runs is seen with its volumes. The descriptor is opened before the process is looked at once more.
+        let process = Process::noted(&place.run, process::NAME);
+        let alive = process.and_then(|process| {
+            let tree = Tree::open(Path::new(&format!("/proc/{}/root", process.pid)), run.gid()).ok()?;
+            process.open().map(|_| tree)
+        });
+        let tree = match alive {
+            Some(tree) => tree,
+            None => Tree::open(&place.run.join("root"), run.gid()).at("open a container's root")?,
+        };
+        let (mut name, mut token) = ([0; 4], [0; 16]);
+        let none = rustix::rand::GetRandomFlags::empty();
+        rustix::rand::getrandom(&mut name, none).at("draw a name")?;
+        rustix::rand::getrandom(&mut token, none).at("draw a token")?;
+        let socket = place.run.join(format!("copy-{:08x}", u32::from_ne_bytes(name)));
+        let slot =
+            Slot::take(&self.copies).ok_or_else(|| RuntimeError::Refused { why: "too many copies run".into() })?;
+        let listener = UnixListener::bind(&socket).at("make the socket of a copy")?;
+        rootfs::set_mode(&socket, 0o600)?;
+        let job = serve::Job { tree, direction, path: path.to_path_buf(), token };
+        let point = StreamPoint { socket: socket.clone(), token };
+        let body = move || {
+            serve::serve(&listener, &socket, &job);
+            drop(slot);
+        };
+        thread::Builder::new().name("copy".to_owned()).spawn(body).at("start a thread")?;
+        Ok(point)
     }
 
     fn control(&self, id: WorkloadId, place: &Place) -> Result<shim::Control, RuntimeError> {

@@ -9,6 +9,7 @@
 mod bundle;
 mod caps;
 mod cgroup;
+mod copy;
 mod driver;
 mod error;
 mod exitfile;
@@ -19,6 +20,7 @@ mod process;
 mod request;
 mod rootfs;
 mod seccomp;
+mod serve;
 mod shim;
 mod sys;
 mod user;
@@ -27,7 +29,7 @@ pub use cgroup::Layout;
 pub use driver::{Driver, DriverConfig, Launcher};
 pub use idmap::RANGE_IDS;
 pub use request::{
-    Adopted, AdoptedState, Degraded, ExecRequest, Exit, ExitCause, HealthCheck, HeldPort, HostFacts, Limits,
+    Adopted, AdoptedState, Copy, Degraded, ExecRequest, Exit, ExitCause, HealthCheck, HeldPort, HostFacts, Limits,
     RootLayers, RuntimeError, Security, StartRequest, Started, Stats, StreamPoint, Volume, WorkloadId,
 };
 pub use user::{ResolvedUser, UserError, find_user};

@@ -232,6 +232,15 @@ pub struct ExecRequest {
     pub stdin: bool,
 }
 
+/// Which way files go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Copy {
+    /// From the container: a tar stream whose first name is the last of the path.
+    Out,
+    /// Into the directory at the path.
+    In,
+}
+
 /// Where a program's streams are: connect, send the token, then frames both ways.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StreamPoint {

@@ -13,8 +13,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use workloads_container::{
-    AdoptedState, Driver, DriverConfig, ExecRequest, ExitCause, HeldPort, Launcher, Limits, RootLayers, RuntimeError,
-    Security, StartRequest, StreamPoint, Volume, WorkloadId,
+    AdoptedState, Copy, Driver, DriverConfig, ExecRequest, ExitCause, HeldPort, Launcher, Limits, RootLayers,
+    RuntimeError, Security, StartRequest, StreamPoint, Volume, WorkloadId,
 };
 use workloads_wire::frame::{self, Frame, Kind};
 
@@ -499,6 +499,49 @@ fn a_further_program_lives_in_the_same_fences() {
         assert!(matches!(driver.exec(request.id, &missing), Err(RuntimeError::Refused { .. })));
         driver.remove(request.id, false).unwrap();
         assert!(matches!(driver.exec(request.id, &exec), Err(RuntimeError::NotFound { .. })));
+    });
+}
+
+#[test]
+fn files_go_out_and_in_with_volumes_and_owners() {
+    with_each(|scene, driver| {
+        let data = scene.directory.path().join("data");
+        fs::create_dir(&data).unwrap();
+        let mut request = scene.request("echo text > /data/file; touch /ready; sleep 600");
+        request.volumes = vec![Volume { source: data.clone(), target: "/data".to_owned(), read_only: false }];
+        driver.start(&request).unwrap();
+        wait_until(|| scene.upper(request.id).join("ready").exists());
+        let out = driver.copy(request.id, Copy::Out, Path::new("/data/file")).unwrap();
+        let (stream, _, status) = read_streams(&out, b"");
+        assert_eq!(status, Some(0));
+        assert!(stream.starts_with("file\0") && stream.contains("text\n"));
+        let into = driver.copy(request.id, Copy::In, Path::new("/tmp")).unwrap();
+        assert_eq!(read_streams(&into, stream.as_bytes()).2, Some(0));
+        let copied = scene.upper(request.id).join("tmp/file");
+        assert_eq!(fs::read_to_string(&copied).unwrap(), "text\n");
+        assert_eq!(std::os::unix::fs::MetadataExt::uid(&fs::metadata(copied).unwrap()), BASE);
+        let none = driver.copy(request.id, Copy::Out, Path::new("/none")).unwrap();
+        assert_eq!(read_streams(&none, b"").2, Some(1));
+        driver.remove(request.id, false).unwrap();
+        assert!(matches!(driver.copy(request.id, Copy::Out, Path::new("/")), Err(RuntimeError::NotFound { .. })));
+    });
+}
+
+#[test]
+fn many_rounds_leave_the_process_as_it_was() {
+    with_each(|scene, driver| {
+        let count = |what: &str| fs::read_dir(Path::new("/proc/self").join(what)).unwrap().count();
+        let round = || {
+            let request = scene.request("true");
+            assert_eq!(scene.outcome(driver, &request).0, 0);
+            driver.remove(request.id, false).unwrap();
+        };
+        round();
+        let before = (count("fd"), count("task"));
+        (0..15).for_each(|_| round());
+        assert_eq!((count("fd"), count("task")), before);
+        let children = fs::read_to_string("/proc/thread-self/children").unwrap();
+        assert_eq!(children, "", "nothing is left to be reaped");
     });
 }
 
