@@ -22,6 +22,9 @@ const STUCK_MAX: Duration = Duration::from_secs(10);
 /// How long output waits for the first client of an exec.
 const ATTACH_MAX: Duration = Duration::from_secs(10);
 
+/// How long an exec may take to become its program. A file system of the container may never answer.
+const START_MAX: Duration = Duration::from_secs(30);
+
 /// Bytes of a check's output that are kept.
 const CAPTURE_BYTES_MAX: usize = 4_096;
 
@@ -90,6 +93,7 @@ pub(crate) struct Session {
     terminal: bool,
     pub(crate) clients: Vec<Client>,
     attach_by: Option<Instant>,
+    start_by: Option<Instant>,
     pub(crate) ended: Option<Ended>,
     drain_until: Option<Instant>,
     pub(crate) capture: Vec<u8>,
@@ -126,6 +130,7 @@ impl Session {
             terminal: false,
             clients: Vec::new(),
             attach_by: (role == Role::Exec).then_some(now + ATTACH_MAX),
+            start_by: (role != Role::Init).then_some(now + START_MAX),
             ended: None,
             drain_until: None,
             capture: Vec::new(),
@@ -194,6 +199,7 @@ impl Session {
             }
             None => {
                 self.report = None;
+                self.start_by = None;
                 Ok(match (self.failure.clone(), &self.process) {
                     (Some(failure), _) => Progress::Failed(failure),
                     (None, Some(_)) => Progress::Started,
@@ -355,6 +361,14 @@ impl Session {
         if self.attach_by.is_some_and(|by| by <= now) {
             self.attach_by = None;
         }
+        if self.start_by.is_some_and(|by| by <= now) {
+            self.start_by = None;
+            self.fail(Report::Failed(format!("the program did not start within {} s", START_MAX.as_secs())));
+            if let Some(process) = &self.process {
+                // ESRCH: it ended at the same moment.
+                let _ = sys::signal(process.pidfd.as_fd(), 9);
+            }
+        }
         let stuck = |client: &Client| client.stuck_since.is_some_and(|since| since + STUCK_MAX <= now);
         if self.role == Role::Init {
             self.clients.retain(|client| !stuck(client));
@@ -382,6 +396,6 @@ impl Session {
     pub(crate) fn deadline(&self) -> Option<Instant> {
         let stuck = self.clients.iter().filter_map(|client| client.stuck_since).map(|since| since + STUCK_MAX);
         let drain = self.drain_until.filter(|_| self.outputs.iter().any(Option::is_some));
-        stuck.chain(self.attach_by).chain(drain).min()
+        stuck.chain(self.attach_by).chain(self.start_by).chain(drain).min()
     }
 }

@@ -142,6 +142,8 @@ pub(crate) struct Shim {
     checks: Option<Checks>,
     check_output: Vec<u8>,
     exit: Option<Exit>,
+    /// The daemon has noted the exit: nothing is left to do but to hand out what clients have not read yet.
+    reaped: bool,
     buffer: Vec<u8>,
 }
 
@@ -171,6 +173,7 @@ impl Shim {
             checks: None,
             check_output: Vec::new(),
             exit: None,
+            reaped: false,
             buffer: vec![0; READ_BYTES],
         }
     }
@@ -482,7 +485,7 @@ impl Shim {
                 self.tell(number, &Event::Attached { token });
             }
             Command::Resize { rows, columns } => self.sessions[0].resize(rows, columns),
-            Command::Reap if self.phase == Phase::Exited => return Next::End(0),
+            Command::Reap if self.phase == Phase::Exited => self.reaped = true,
             Command::Stop { .. } | Command::Signal { .. } if self.phase == Phase::Exited => {
                 let state = self.state();
                 self.tell(number, &state);
@@ -620,7 +623,9 @@ impl Shim {
                 Role::Init | Role::Health | Role::Exec => {}
             }
         }
-        Next::Go
+        // A client that reads nothing is cut off after its time, so this comes.
+        let heard = self.sessions.iter().all(|session| session.clients.is_empty());
+        if self.reaped && heard { Next::End(0) } else { Next::Go }
     }
 
     fn kill(&self) {

@@ -2,10 +2,9 @@
 
 use std::fs;
 use std::io::{Read, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command as Process, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -96,16 +95,13 @@ impl Lab {
         let (ours, theirs) =
             socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).expect("a pair");
         let errors = fs::File::create(self.path().join("shim.err")).expect("created");
-        let mut command =
-            Process::new(std::env::var_os("SHIM_MEASURE").unwrap_or_else(|| env!("CARGO_BIN_EXE_meshd-shim").into()));
-        command.arg(self.path()).env_clear().stdin(Stdio::null()).stdout(Stdio::null()).stderr(errors);
-        // The descriptor becomes number 3 by way of a shell: no code of ours runs between fork and exec.
-        let inner = std::mem::replace(&mut command, Process::new("/bin/sh"));
-        let number = std::os::fd::AsRawFd::as_raw_fd(&theirs);
+        let number = theirs.as_raw_fd();
         rustix::io::fcntl_setfd(&theirs, rustix::io::FdFlags::empty()).expect("inheritable");
-        command.arg0("sh").arg("-c").arg(format!("exec 3<&{number} {number}<&-; exec \"$0\" \"$1\""));
-        command.arg(inner.get_program()).arg(self.path()).env_clear().stdin(Stdio::null()).stdout(Stdio::null());
-        command.stderr(fs::File::options().append(true).open(self.path().join("shim.err")).expect("opened"));
+        // The descriptor becomes number 3 by way of a shell: no code of ours runs between fork and exec.
+        let mut command = Process::new("/bin/sh");
+        command.arg("-c").arg(format!("exec 3<&{number} {number}<&-; exec \"$0\" \"$1\""));
+        command.arg(env!("CARGO_BIN_EXE_meshd-shim")).arg(self.path());
+        command.env_clear().stdin(Stdio::null()).stdout(Stdio::null()).stderr(errors);
         let child = command.spawn().expect("the shim starts");
         drop(theirs);
         Shim { child, channel: ours, dir: self.path().to_owned() }

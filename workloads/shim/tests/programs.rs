@@ -152,6 +152,36 @@ fn a_container_with_a_terminal_is_attached_and_left_and_attached_again() {
 }
 
 #[test]
+fn a_slow_client_holds_the_program_up_and_hears_all_of_it_after_the_reaping() {
+    let mut lab = Lab::new(&["sh", "-c", "yes 0123456789 | head -c 1000000; exit 3"]);
+    lab.config.hold_for_attach = true;
+    let mut shim = lab.spawn();
+    shim.created();
+    shim.say(&Command::Attach);
+    let Event::Attached { token } = shim.hear() else { panic!("attached before the start") };
+    let mut streams = shim.streams(token);
+    shim.say(&Command::Start);
+    assert_eq!(shim.hear(), Event::Started);
+    // More than all buffers between us hold is left when we begin to read.
+    streams.until("0123456789\n");
+    eventually("the log stands still with the program", || {
+        let before = lab.log().len();
+        std::thread::sleep(std::time::Duration::from_millis(50));
+        let after = lab.log().len();
+        before > 0 && before == after && after < 1_000_000
+    });
+    while streams.stdout.len() < 700_000 {
+        assert_eq!(streams.step(), None);
+    }
+    assert_eq!(shim.exited().code, 3);
+    shim.say(&Command::Reap);
+    let (code, out, _) = streams.end();
+    assert_eq!((code, out.len()), (3, 1_000_000));
+    assert_eq!(shim.wait(), Some(0));
+    lab.assert_clean();
+}
+
+#[test]
 fn tokens_are_asked_for_and_garbage_is_hung_up_on() {
     use std::io::{Read, Write};
     let lab = Lab::new(&["sleep", "1000"]);

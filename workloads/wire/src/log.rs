@@ -116,6 +116,9 @@ pub fn decode(bytes: &[u8]) -> Result<Option<(Record<'_>, usize)>, BadRecord> {
         2 => Stream::Stderr,
         _ => return Err(BadRecord),
     };
+    if flags & !PARTIAL != 0 {
+        return Err(BadRecord);
+    }
     let (unix_ns, sequence) = (u64::from_be_bytes(*unix_ns), u64::from_be_bytes(*sequence));
     Ok(Some((Record { stream, partial: flags & PARTIAL != 0, unix_ns, sequence, text }, whole.len())))
 }

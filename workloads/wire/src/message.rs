@@ -325,6 +325,31 @@ mod tests {
         }
     }
 
+    /// Shims of the last version live on under a daemon of the next: these bytes stay what they are.
+    #[test]
+    fn messages_have_these_bytes() {
+        let exit = Exit { code: 137, signal: Some(9), oom_killed: true, at_ms: 1_000, start_failed: false };
+        let stop = Command::Stop { signal: 15, grace_ms: 10_000 };
+        let state = Event::State {
+            phase: Phase::Running,
+            pid: Some(77),
+            generation: 7,
+            started_ms: None,
+            health: Some(HealthState::Healthy),
+            exit: None,
+        };
+        for (bytes, expected) in [
+            (encode(&exit), "0185188909f51903e8f4"),
+            (encode(&stop), "018202820f192710"),
+            (encode(&Command::Start), "01820180"),
+            (encode(&Event::Attached { token: [7; 16] }), "018205815007070707070707070707070707070707"),
+            (encode(&state), "0182038502184d07f601"),
+        ] {
+            let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+            assert_eq!(hex, expected);
+        }
+    }
+
     #[test]
     fn other_versions_and_garbage_are_refused() {
         let mut bytes = encode(&Command::Start);
