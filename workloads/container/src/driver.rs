@@ -372,7 +372,13 @@ impl Driver {
         if base.is_none() && !self.cgroups.usable().contains("devices") {
             degraded.push(Degraded { what: "device rules", why: "this host has no controller for devices".to_owned() });
         }
-        let filtered = security.seccomp && !security.privileged;
+        let wanted = security.seccomp && !security.privileged;
+        // The kernel takes a filter from the unprivileged only together with the promise to gain no privileges.
+        let filtered = wanted && security.no_new_privs;
+        if wanted && !filtered {
+            let why = "a program that may gain privileges cannot be filtered".to_owned();
+            degraded.push(Degraded { what: "seccomp", why });
+        }
         let held: Vec<&str> = capabilities.iter().copied().collect();
         let external = matches!(self.config.launcher, Launcher::External(_));
         let profile = (filtered && external).then(|| seccomp::oci_profile(&held));

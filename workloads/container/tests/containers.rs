@@ -403,6 +403,22 @@ fn privileged_stays_in_its_user_namespace() {
 }
 
 #[test]
+fn gaining_privileges_costs_the_filter_and_is_told() {
+    with_each(|scene, driver| {
+        let mut request = scene.request("grep -E '^(Seccomp|NoNewPrivs):' /proc/self/status > /out");
+        request.security.no_new_privs = false;
+        let started = driver.start(&request).unwrap();
+        assert!(started.degraded.iter().any(|missing| missing.what == "seccomp"), "{started:?}");
+        assert_eq!(driver.wait(request.id, PATIENCE).unwrap().unwrap().code, 0);
+        let out = fs::read_to_string(scene.upper(request.id).join("out")).unwrap();
+        let mut lines: Vec<String> = out.split_whitespace().map(str::to_owned).collect();
+        lines.sort();
+        assert_eq!(lines, ["0", "0", "NoNewPrivs:", "Seccomp:"]);
+        driver.remove(request.id, false).unwrap();
+    });
+}
+
+#[test]
 fn the_hosts_ids_can_be_asked_for() {
     with_each(|scene, driver| {
         let mut request = scene.request("cat /proc/self/uid_map > /out; grep CapEff /proc/self/status >> /out");
@@ -563,6 +579,10 @@ fn who_attaches_before_the_start_misses_nothing() {
         });
         assert_eq!(point, ("first\ngot word\n".to_owned(), String::new(), Some(6)));
         assert_eq!(driver.wait(request.id, PATIENCE).unwrap().unwrap().code, 6);
+        let log = scene.directory.path().join("state").join(request.id.to_string()).join("log");
+        let segments = fs::read_dir(log).unwrap().map(|segment| fs::read(segment.unwrap().path()).unwrap());
+        let kept = String::from_utf8_lossy(&segments.flatten().collect::<Vec<u8>>()).into_owned();
+        assert!(kept.contains("first") && kept.contains("got word"), "the log keeps what was said: {kept:?}");
         driver.remove(request.id, false).unwrap();
     });
 }
