@@ -142,6 +142,8 @@ pub(crate) struct Shim {
     checks: Option<Checks>,
     check_output: Vec<u8>,
     exit: Option<Exit>,
+    /// The created process has been told to become its program.
+    released: bool,
     /// The daemon has noted the exit: nothing is left to do but to hand out what clients have not read yet.
     reaped: bool,
     buffer: Vec<u8>,
@@ -173,6 +175,7 @@ impl Shim {
             checks: None,
             check_output: Vec::new(),
             exit: None,
+            released: false,
             reaped: false,
             buffer: vec![0; READ_BYTES],
         }
@@ -367,7 +370,11 @@ impl Shim {
         match (self.sessions[s].role, progress) {
             (_, Progress::None) | (Role::Exec | Role::Health, Progress::Created(_)) => {}
             (Role::Init, Progress::Created(pid)) => self.on_created(pid),
-            (Role::Init, Progress::Started) => self.on_started(now),
+            (Role::Init, Progress::Started) if self.released => self.on_started(now),
+            // The end of its socket is then the end of the process.
+            (Role::Init, Progress::Started) => {
+                return self.on_failed(&Report::Failed("it ended before the start".to_owned()));
+            }
             (Role::Init, Progress::Failed(why)) => return self.on_failed(&why),
             (Role::Exec, Progress::Started) => {
                 let session = &self.sessions[s];
@@ -594,6 +601,7 @@ impl Shim {
         let attached = !self.sessions[0].clients.is_empty();
         if self.phase == Phase::Created && self.start_by.is_some() && (attached || due(self.start_by)) {
             self.start_by = None;
+            self.released = true;
             if let Err(error) = create::start(&self.config.id) {
                 return self.on_failed(&Report::Failed(error.to_string()));
             }

@@ -199,6 +199,19 @@ fn a_daemon_that_dies_before_the_start_leaves_nothing() {
 }
 
 #[test]
+fn a_container_that_is_stopped_before_its_start_never_started() {
+    let lab = Lab::new(&["sleep", "1000"]);
+    let mut shim = lab.spawn();
+    shim.created();
+    shim.say(&Command::Stop { signal: 15, grace_ms: 0 });
+    let Event::Failed { step, message, .. } = shim.hear() else { panic!("failed") };
+    assert_eq!((step.as_str(), message.as_str()), ("start", "it ended before the start"));
+    assert_eq!(shim.wait(), Some(1));
+    assert!(lab.exit_file().start_failed);
+    lab.assert_clean();
+}
+
+#[test]
 fn a_second_shim_for_the_same_container_is_refused() {
     let lab = Lab::new(&["sleep", "1000"]);
     let (mut shim, _) = lab.run();
