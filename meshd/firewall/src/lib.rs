@@ -10,7 +10,7 @@
 mod compile;
 mod nft;
 
-pub use compile::{Counter, Table, compile};
+pub use compile::{Counter, LocalWorkload, Table, compile, unlisted_workload};
 pub use nft::{Firewall, FirewallError};
 
 /// The table's name inside the VDC's namespace.
@@ -19,3 +19,7 @@ pub const TABLE: &str = "meshd";
 pub const MESH_INTERFACE: &str = "mesh0";
 /// The inner end of the routed veth to the host.
 pub const HOST_INTERFACE: &str = "host0";
+/// The ports of workloads, as a pattern of interface names.
+pub const WORKLOAD_INTERFACES: &str = "w-*";
+/// The inner end of the routed veth to the world outside the VDC.
+pub const EGRESS_INTERFACE: &str = "egress0";

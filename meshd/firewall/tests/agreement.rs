@@ -260,7 +260,7 @@ fn kernel_verdicts_equal_evaluator_with_counters() {
         let model = models().new_tree(&mut runner).expect("generates").current();
         // Flows of the case before must not be known to conntrack, or they would be judged as old ones.
         ok(&format!("ip netns exec {} conntrack -F", lab.ns("v")));
-        lab.firewall().load(&compile(&model, &this, generation, &[4713])).expect("loads");
+        lab.firewall().load(&compile(&model, &this, &[], generation, &[4713])).expect("loads");
         let probes = inward(&model);
         let arrived = lab.probe(false, &probes);
         assert_eq!(arrived.len(), probes.len());
@@ -310,7 +310,7 @@ fn open_model(declared: Vec<PortRange>) -> Model {
 fn host_cannot_spoof_and_infra_plane_is_closed() {
     let model = open_model(vec![]);
     let lab = Lab::new(&model);
-    lab.firewall().load(&compile(&model, &Key([1; 32]), 1, &[4713])).expect("loads");
+    lab.firewall().load(&compile(&model, &Key([1; 32]), &[], 1, &[4713])).expect("loads");
     let (this, peer) = (&model.subjects[0], &model.subjects[1]);
     ok(&format!(
         "ip -n {0} addr add {1}/128 dev eth0 nodad; ip -n {0} addr add {2}/128 dev eth0 nodad; ip -n {3} addr add {4}/128 dev eth0 nodad",
@@ -342,7 +342,7 @@ fn established_flow_is_judged_again_when_policy_changes() {
     let (open, closed) = (open_model(vec![port]), open_model(vec![]));
     let lab = Lab::new(&open);
     let this = Key([1; 32]);
-    let table = |model: &Model, generation| compile(model, &this, generation, &[4713]);
+    let table = |model: &Model, generation| compile(model, &this, &[], generation, &[4713]);
     lab.firewall().load(&table(&open, 1)).expect("loads");
     let source = address(&open.subjects[1], false);
     let destination = address(&open.subjects[0], false);

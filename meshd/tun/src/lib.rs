@@ -32,6 +32,7 @@ mod socket;
 mod sys;
 mod tun;
 mod tunnel;
+mod workload_port;
 
 pub use addresses::AddressWatch;
 pub use driver::{DataPlane, DataPlaneConfig, DataPlaneError, VdcConfig, VdcHandle, VdcView};
@@ -44,3 +45,6 @@ pub use netns::Netns;
 pub use noise::{BoringFactory, BoringNoise};
 pub use socket::{SocketError, SocketOffloads};
 pub use tun::{TUN_INTERFACE, Tun, TunOffloads};
+pub use workload_port::{
+    WORKLOAD_INTERFACE_PREFIX, WorkloadNetns, WorkloadPort, ensure_workload_port, list_workload_ports, remove_workload_port,
+};
