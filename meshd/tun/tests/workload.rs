@@ -56,6 +56,12 @@ fn port(config: &meshd_tun::NetworkConfig, id: [u8; 16], number: u32) -> Workloa
     }
 }
 
+/// The names of the links in the VDC's namespace. (Their states are not a port's: the TUN has a carrier while it is held.)
+fn link_names(config: &meshd_tun::NetworkConfig) -> Vec<String> {
+    let links = ip_in(&config.netns_name(), "-o link");
+    links.lines().filter_map(|line| line.split_whitespace().nth(1)).map(str::to_owned).collect()
+}
+
 fn picture(config: &meshd_tun::NetworkConfig, ids: &Ids) -> String {
     let mut text = String::new();
     let names = ids.0.iter().map(WorkloadNetns::name_of);
@@ -72,7 +78,7 @@ fn workloads_reach_gateway_host_and_each_other_and_are_adopted() {
     let host = Host::new();
     let config = config(31);
     let (network, tun) = host.ensure(&config).expect("ensured");
-    let before = ip_in(&config.netns_name(), "-o link");
+    let before = link_names(&config);
     let ids = Ids::new(2);
     let ports = [port(&config, ids.0[0], 0), port(&config, ids.0[1], 1)];
     for port in &ports {
@@ -97,7 +103,7 @@ fn workloads_reach_gateway_host_and_each_other_and_are_adopted() {
     }
 
     // A restarted daemon adopts them byte for byte, and its VDC set-up leaves them alone.
-    network.update(&config).expect("updated");
+    host.netns.run(|| network.update(&config)).expect("updated");
     assert_eq!(picture(&config, &ids), first);
     drop((network, tun));
     let (network, tun) = host.ensure(&config).expect("adopted");
@@ -114,7 +120,7 @@ fn workloads_reach_gateway_host_and_each_other_and_are_adopted() {
             assert!(!Netns::path_of(&WorkloadNetns::name_of(id)).exists());
         }
     }
-    assert_eq!(ip_in(&config.netns_name(), "-o link"), before);
+    assert_eq!(link_names(&config), before);
     for list in ["route show table all proto 109", "-6 route show table all proto 109"] {
         assert!(!ip_in(&config.netns_name(), list).contains("w-"));
     }
