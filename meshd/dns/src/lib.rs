@@ -3,6 +3,7 @@
 //! Main types: [`NameServer`] (answers), [`Zones`] (what it answers, replaced as a whole), [`Resolved`] (tells
 //! systemd-resolved). All three are driven by the daemon's composition root.
 
+mod forward;
 mod resolved;
 mod server;
 mod zones;

@@ -1,11 +1,12 @@
 //! Answering questions: UDP and TCP, from memory.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
-use hickory_proto::op::{Metadata, OpCode, ResponseCode};
+use hickory_proto::op::{Message, Metadata, OpCode, ResponseCode};
 use hickory_proto::rr::rdata::{A, AAAA, PTR, SOA};
 use hickory_proto::rr::{Name, RData, Record, RecordType};
 use hickory_server::Server;
@@ -14,6 +15,7 @@ use hickory_server::server::{Request, RequestHandler, ResponseHandler, ResponseI
 use hickory_server::zone_handler::MessageResponseBuilder;
 use tokio::net::{TcpListener, UdpSocket};
 
+use crate::forward::Forwarder;
 use crate::{Answer, Zones};
 
 /// Seconds that an answer may be cached: names follow a workload that moves.
@@ -44,6 +46,9 @@ pub enum DnsError {
 pub struct NameServer {
     zones: Arc<RwLock<Arc<Zones>>>,
     server: Server<Handler>,
+    forwarder: Arc<Forwarder>,
+    /// Servers that show one zone each, by zone.
+    views: BTreeMap<String, Server<Handler>>,
     listening: Vec<SocketAddr>,
 }
 
@@ -56,8 +61,8 @@ impl std::fmt::Debug for NameServer {
 impl Default for NameServer {
     fn default() -> Self {
         let zones = Arc::new(RwLock::new(Arc::new(Zones::default())));
-        let server = Server::new(Handler { zones: Arc::clone(&zones) });
-        Self { zones, server, listening: Vec::new() }
+        let server = Server::new(Handler { zones: Arc::clone(&zones), view: None });
+        Self { zones, server, forwarder: Arc::default(), views: BTreeMap::new(), listening: Vec::new() }
     }
 }
 
@@ -83,6 +88,43 @@ impl NameServer {
         Ok(bound)
     }
 
+    /// Answers workloads on sockets that are bound already, mostly inside a VDC's namespace: only names of `zone` (lower
+    /// case, no final dot, as in [`Zones::names`]) are told, and of other VDCs nothing; the rest goes to the upstreams.
+    /// Must run inside a tokio runtime, in the namespace from which upstreams are to be asked.
+    ///
+    /// # Errors
+    /// [`DnsError::Listen`] if the sockets cannot be handed to the runtime.
+    pub fn serve_on(
+        &mut self,
+        udp: std::net::UdpSocket,
+        tcp: std::net::TcpListener,
+        zone: &str,
+    ) -> Result<(), DnsError> {
+        let unbound = SocketAddr::from(([0, 0, 0, 0], 0));
+        let address = udp.local_addr().map_err(|source| DnsError::Listen { address: unbound, source })?;
+        let error = |source: io::Error| DnsError::Listen { address, source };
+        udp.set_nonblocking(true).map_err(error)?;
+        tcp.set_nonblocking(true).map_err(error)?;
+        let (udp, tcp) = (UdpSocket::from_std(udp).map_err(error)?, TcpListener::from_std(tcp).map_err(error)?);
+        let view = View { zone: zone.to_owned(), forwarder: Arc::clone(&self.forwarder) };
+        let mut server = Server::new(Handler { zones: Arc::clone(&self.zones), view: Some(view) });
+        server.register_socket(udp);
+        server.register_listener(tcp, TCP_TIMEOUT, TCP_RESPONSES_MAX);
+        // A server that had the zone before is dropped, and its sockets with it.
+        self.views.insert(zone.to_owned(), server);
+        Ok(())
+    }
+
+    /// Stops answering workloads of `zone` and closes its sockets. Not serving it is fine.
+    pub fn stop_serving(&mut self, zone: &str) {
+        self.views.remove(zone);
+    }
+
+    /// Where workloads' questions about other names go, the first that answers in time; none: such questions fail.
+    pub fn set_upstreams(&self, upstreams: Vec<SocketAddr>) {
+        self.forwarder.set_upstreams(upstreams);
+    }
+
     /// Replaces everything the server knows.
     pub fn set_zones(&self, zones: Zones) {
         *self.zones.write().unwrap_or_else(std::sync::PoisonError::into_inner) = Arc::new(zones);
@@ -97,16 +139,57 @@ impl NameServer {
 
 struct Handler {
     zones: Arc<RwLock<Arc<Zones>>>,
+    view: Option<View>,
+}
+
+/// What a workload sees.
+struct View {
+    zone: String,
+    forwarder: Arc<Forwarder>,
+}
+
+impl View {
+    /// Whether the answer is none of this VDC's business.
+    fn hides(&self, answer: &Answer<'_>) -> bool {
+        match answer {
+            Answer::Addresses { zone, .. } | Answer::NoSuchName { zone } => *zone != self.zone,
+            Answer::Pointer { target } => target.strip_suffix(&self.zone).is_none_or(|host| !host.ends_with('.')),
+            Answer::Foreign => false,
+        }
+    }
+
+    /// Hands a question on. A new message is sent, not the client's bytes: an id of ours and nothing but the question.
+    async fn forward(&self, request: &Request) -> Reply {
+        let failed = || Reply::code(ResponseCode::ServFail);
+        let Ok(info) = request.request_info() else { return Reply::code(ResponseCode::FormErr) };
+        let mut question = Message::query();
+        question.metadata.recursion_desired = true;
+        question.add_query(info.query.original().clone());
+        match self.forwarder.ask(request.src().ip(), &question).await {
+            Some(answer) => Reply {
+                code: answer.metadata.response_code,
+                answers: answer.answers,
+                authority: answer.authorities,
+                authoritative: false,
+            },
+            None => failed(),
+        }
+    }
 }
 
 #[async_trait::async_trait]
 impl RequestHandler for Handler {
     async fn handle_request<R: ResponseHandler, T: Time>(&self, request: &Request, mut response: R) -> ResponseInfo {
         let zones = Arc::clone(&self.zones.read().unwrap_or_else(std::sync::PoisonError::into_inner));
-        let reply = reply(&zones, request);
+        let reply = match (reply(&zones, request, self.view.as_ref()), &self.view) {
+            (None, Some(view)) => view.forward(request).await,
+            (None, None) => Reply::code(ResponseCode::Refused),
+            (Some(reply), _) => reply,
+        };
         let mut metadata = Metadata::response_from_request(&request.metadata);
         metadata.response_code = reply.code;
-        metadata.authoritative = reply.code != ResponseCode::Refused;
+        metadata.authoritative = reply.authoritative && reply.code != ResponseCode::Refused;
+        metadata.recursion_available = self.view.is_some();
         let mut builder = MessageResponseBuilder::from_message_request(request);
         if let Some(edns) = request.edns.as_ref() {
             builder.edns(edns);
@@ -126,27 +209,33 @@ struct Reply {
     code: ResponseCode,
     answers: Vec<Record>,
     authority: Vec<Record>,
+    authoritative: bool,
 }
 
 impl Reply {
     fn code(code: ResponseCode) -> Self {
-        Self { code, answers: vec![], authority: vec![] }
+        Self { code, answers: vec![], authority: vec![], authoritative: true }
     }
 }
 
-fn reply(zones: &Zones, request: &Request) -> Reply {
+/// What the zones say, or `None` if the name is none of ours.
+fn reply(zones: &Zones, request: &Request, view: Option<&View>) -> Option<Reply> {
     if request.metadata.op_code != OpCode::Query {
-        return Reply::code(ResponseCode::NotImp);
+        return Some(Reply::code(ResponseCode::NotImp));
     }
-    let Ok(info) = request.request_info() else { return Reply::code(ResponseCode::FormErr) };
+    let Ok(info) = request.request_info() else { return Some(Reply::code(ResponseCode::FormErr)) };
     let owner = Name::from(info.query.name());
     let mut text = owner.to_ascii().to_ascii_lowercase();
     if text.ends_with('.') {
         text.pop();
     }
     let record = |data| Record::from_rdata(owner.clone(), TTL_SECONDS, data);
-    match zones.lookup(&text) {
-        Answer::Foreign => Reply::code(ResponseCode::Refused),
+    let found = zones.lookup(&text);
+    if view.is_some_and(|view| view.hides(&found)) {
+        return Some(Reply::code(ResponseCode::Refused));
+    }
+    Some(match found {
+        Answer::Foreign => return None,
         Answer::NoSuchName { zone } => Reply { authority: soa(zone), ..Reply::code(ResponseCode::NXDomain) },
         Answer::Pointer { target } => {
             let wanted = matches!(info.query.query_type(), RecordType::PTR | RecordType::ANY);
@@ -167,7 +256,7 @@ fn reply(zones: &Zones, request: &Request) -> Reply {
             let authority = if answers.is_empty() { soa(zone) } else { vec![] };
             Reply { answers, authority, ..Reply::code(ResponseCode::NoError) }
         }
-    }
+    })
 }
 
 /// The zone's SOA, which tells resolvers how long to remember that something is not there (RFC 2308 §5).
