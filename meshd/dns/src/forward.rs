@@ -120,7 +120,11 @@ mod tests {
         let source = |last| IpAddr::from([10, 0, 0, last]);
         let mut places: Vec<_> = (0..IN_FLIGHT_PER_SOURCE_MAX).map(|_| forwarder.place(source(1))).collect();
         assert!(places.iter().all(Option::is_some) && forwarder.place(source(1)).is_none());
-        places.extend((2..=8).flat_map(|last| (0..IN_FLIGHT_PER_SOURCE_MAX).map(move |_| last)).map(|last| forwarder.place(source(last))));
+        places.extend(
+            (2..=8)
+                .flat_map(|last| (0..IN_FLIGHT_PER_SOURCE_MAX).map(move |_| last))
+                .map(|last| forwarder.place(source(last))),
+        );
         assert!(places.iter().all(Option::is_some) && forwarder.place(source(9)).is_none(), "all places are taken");
         drop(places);
         assert!(forwarder.place(source(1)).is_some());

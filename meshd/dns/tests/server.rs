@@ -166,17 +166,15 @@ async fn workloads_see_their_own_zone_and_the_world_but_no_other_vdc() {
     for truncates in [false, true] {
         let mut server = NameServer::default();
         let address = view(&mut server, vec![upstream(truncates).await]);
-        for (name, kind, expected) in [
-            ("box.site.acme.internal.", RecordType::A, "10.64.0.1"),
-            ("example.org.", RecordType::A, "192.0.2.7"),
-        ] {
+        for (name, kind, expected) in
+            [("box.site.acme.internal.", RecordType::A, "10.64.0.1"), ("example.org.", RecordType::A, "192.0.2.7")]
+        {
             let expected: Vec<IpAddr> = vec![expected.parse().expect("valid")];
             let asked = question(name, kind);
             assert_eq!(addresses(&ask_udp(address, &asked).await), expected, "{name} {truncates}");
             assert_eq!(addresses(&ask_tcp(address, &asked).await), expected, "{name} {truncates}");
         }
-        for (name, kind) in
-            [("box.site.rival.internal.", RecordType::A), ("1.0.65.10.in-addr.arpa.", RecordType::PTR)]
+        for (name, kind) in [("box.site.rival.internal.", RecordType::A), ("1.0.65.10.in-addr.arpa.", RecordType::PTR)]
         {
             let answer = ask_udp(address, &question(name, kind)).await;
             assert_eq!(answer.metadata.response_code, ResponseCode::Refused, "{name}");

@@ -144,13 +144,7 @@ enum Place {
 /// A workload that is not in `locals` may open flows and is the destination of none, so a table needs compiling anew
 /// only for workloads that declare, publish or carry a label.
 #[must_use]
-pub fn compile(
-    model: &Model,
-    node: &Key,
-    locals: &[LocalWorkload],
-    generation: u32,
-    infra_ports: &[u16],
-) -> Table {
+pub fn compile(model: &Model, node: &Key, locals: &[LocalWorkload], generation: u32, infra_ports: &[u16]) -> Table {
     let mut builder = Builder::new(model, generation);
     let Some(this) = model.subjects.iter().find(|s| s.node == *node) else {
         builder.frame(None, infra_ports);
@@ -511,9 +505,10 @@ impl<'a> Builder<'a> {
         let discovery = matches("==", field("icmpv6", "type"), json!({"set": [135, 136]}));
         self.rule("input", [from_workload.clone(), discovery.clone(), accept.clone()]);
         self.workload_sources("input");
-        for (protocol, gateway, echo) in
-            [("ip6", "fe80::1", matches("==", field("icmpv6", "type"), json!(128))), ("ip", "169.254.1.1", matches("==", field("icmp", "type"), json!(8)))]
-        {
+        for (protocol, gateway, echo) in [
+            ("ip6", "fe80::1", matches("==", field("icmpv6", "type"), json!(128))),
+            ("ip", "169.254.1.1", matches("==", field("icmp", "type"), json!(8))),
+        ] {
             let asked = [from_workload.clone(), matches("==", field(protocol, "daddr"), json!(gateway))];
             self.rule("input", [asked.to_vec(), vec![echo, accept.clone()]].concat());
             let names = [ported(), matches("==", field("th", "dport"), json!(53)), accept.clone()];
@@ -617,15 +612,15 @@ fn rule_chain(index: usize) -> String {
     format!("rule_{index}")
 }
 
-fn prefix6(prefix: NodePrefix) -> Value {
+pub(crate) fn prefix6(prefix: NodePrefix) -> Value {
     json!({"prefix": {"addr": prefix.address(0).to_string(), "len": 96}})
 }
 
-fn prefix4(block: Ipv4Block) -> Value {
+pub(crate) fn prefix4(block: Ipv4Block) -> Value {
     json!({"prefix": {"addr": IpAddr::from(block.network()).to_string(), "len": block.length()}})
 }
 
-fn protocol_name(protocol: Protocol) -> &'static str {
+pub(crate) fn protocol_name(protocol: Protocol) -> &'static str {
     match protocol {
         Protocol::Tcp => "tcp",
         Protocol::Udp => "udp",
@@ -640,7 +635,7 @@ fn ports_value(range: &PortRange) -> Value {
     if range.first == range.last { json!(range.first) } else { json!({"range": [range.first, range.last]}) }
 }
 
-fn meta(key: &str) -> Value {
+pub(crate) fn meta(key: &str) -> Value {
     json!({"meta": {"key": key}})
 }
 
@@ -656,15 +651,15 @@ fn ct_mark() -> Value {
     json!({"ct": {"key": "mark"}})
 }
 
-fn field(protocol: &str, field: &str) -> Value {
+pub(crate) fn field(protocol: &str, field: &str) -> Value {
     json!({"payload": {"protocol": protocol, "field": field}})
 }
 
-fn matches(op: &str, left: Value, right: Value) -> Value {
+pub(crate) fn matches(op: &str, left: Value, right: Value) -> Value {
     json!({"match": {"op": op, "left": left, "right": right}})
 }
 
-fn ct_state(state: &str) -> Value {
+pub(crate) fn ct_state(state: &str) -> Value {
     matches("in", json!({"ct": {"key": "state"}}), json!(state))
 }
 

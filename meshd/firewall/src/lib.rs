@@ -8,9 +8,11 @@
 //! [`compile()`] is pure and gives the whole table; [`Firewall`] is its one effect.
 
 mod compile;
+mod host;
 mod nft;
 
 pub use compile::{Counter, LocalWorkload, Table, compile, unlisted_workload};
+pub use host::{EGRESS_HOST_INTERFACES, EgressPort, HOST_PORT_INTERFACES, HOST_TABLE, PublishedPort, compile_host};
 pub use nft::{Firewall, FirewallError};
 
 /// The table's name inside the VDC's namespace.

@@ -169,8 +169,11 @@ impl Lab {
                 number + 1,
             );
         }
-        script += &format!("ip -n {vdc} addr add 169.254.1.1/32 dev lo; ip -n {vdc} link set lo up
-             ip -n {vdc} addr add {}/128 dev lo nodad\n", this.prefix.address(0));
+        script += &format!(
+            "ip -n {vdc} addr add 169.254.1.1/32 dev lo; ip -n {vdc} link set lo up
+             ip -n {vdc} addr add {}/128 dev lo nodad\n",
+            this.prefix.address(0)
+        );
         let stranger = stranger();
         for (ns, subjects) in [(&host, vec![this]), (&peer, vec![&model.subjects[1], &model.subjects[2], &stranger])] {
             for subject in subjects {
@@ -424,10 +427,8 @@ fn parties(model: &Model, locals: &[LocalWorkload]) -> Vec<Party> {
     let of = |namespace, subject: Subject, addresses| Party { namespace, subject, addresses };
     let host = |subject: &Subject| [address(subject, true), address(subject, false)];
     let peer = &model.subjects[1];
-    let unlisted = [
-        peer.ipv4.and_then(|block| block.address(5)).expect("has IPv4").into(),
-        peer.prefix.address(0x1_0007).into(),
-    ];
+    let unlisted =
+        [peer.ipv4.and_then(|block| block.address(5)).expect("has IPv4").into(), peer.prefix.address(0x1_0007).into()];
     vec![
         of("p", peer.clone(), host(peer)),
         of("p", unlisted_workload(peer), unlisted),

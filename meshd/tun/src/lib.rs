@@ -21,6 +21,7 @@
 mod addresses;
 mod datapath;
 mod driver;
+mod egress;
 mod mailbox;
 mod metrics;
 mod netlink;
@@ -36,6 +37,7 @@ mod workload_port;
 
 pub use addresses::AddressWatch;
 pub use driver::{DataPlane, DataPlaneConfig, DataPlaneError, VdcConfig, VdcHandle, VdcView};
+pub use egress::{EGRESS_INTERFACE, EgressConfig, egress_interface, ensure_egress, remove_egress};
 pub use metrics::{Counter, Counters};
 pub use netlink::{
     GATEWAY_V4, GATEWAY_V6, HOST_PORT_INTERFACE, MTU_BYTES, MTU_BYTES_MIN, NetworkConfig, NetworkError, VdcNetwork,
@@ -46,5 +48,6 @@ pub use noise::{BoringFactory, BoringNoise};
 pub use socket::{SocketError, SocketOffloads};
 pub use tun::{TUN_INTERFACE, Tun, TunOffloads};
 pub use workload_port::{
-    WORKLOAD_INTERFACE_PREFIX, WorkloadNetns, WorkloadPort, ensure_workload_port, list_workload_ports, remove_workload_port,
+    WORKLOAD_INTERFACE_PREFIX, WorkloadNetns, WorkloadPort, ensure_workload_port, list_workload_ports,
+    remove_workload_port,
 };

@@ -54,14 +54,14 @@ pub const GATEWAY_V6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
 pub const GATEWAY_V4: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
 
 /// Hardware addresses of the host port, fixed so that neighbours can be permanent (locally administered, "mesh").
-const HOST_SIDE_ADDRESS: [u8; 6] = [0x02, b'm', b'e', b's', b'h', 1];
-const INSIDE_ADDRESS: [u8; 6] = [0x02, b'm', b'e', b's', b'h', 2];
+pub(crate) const HOST_SIDE_ADDRESS: [u8; 6] = [0x02, b'm', b'e', b's', b'h', 1];
+pub(crate) const INSIDE_ADDRESS: [u8; 6] = [0x02, b'm', b'e', b's', b'h', 2];
 
 /// Marks our routes, so that stale ones can be told from an administrator's. Any free value does.
 pub(crate) const ROUTE_PROTOCOL: RouteProtocol = RouteProtocol::Other(109);
 
 /// Longest interface name (`IFNAMSIZ` - 1).
-const INTERFACE_NAME_MAX: usize = 15;
+pub(crate) const INTERFACE_NAME_MAX: usize = 15;
 
 /// What a VDC looks like on this node.
 #[derive(Clone, Debug)]
@@ -94,7 +94,7 @@ impl NetworkConfig {
         host_interface(&self.name, &self.vdc)
     }
 
-    fn mtu(&self) -> u32 {
+    pub(crate) fn mtu(&self) -> u32 {
         self.mtu_bytes.max(MTU_BYTES_MIN)
     }
 
@@ -374,7 +374,7 @@ pub(crate) async fn delete_link(netlink: &Handle, index: u32, name: &str) -> Res
 }
 
 /// Whether a host port is this VDC's: it says so, or it was left between being made and being marked.
-fn is_owned(link: &LinkMessage, vdc: &VdcId) -> bool {
+pub(crate) fn is_owned(link: &LinkMessage, vdc: &VdcId) -> bool {
     let alias = link.attributes.iter().find_map(|attribute| match attribute {
         LinkAttribute::IfAlias(alias) => Some(alias.as_str()),
         _ => None,
@@ -388,12 +388,17 @@ fn is_owned(link: &LinkMessage, vdc: &VdcId) -> bool {
 /// The interface alias that says whose a host port is.
 pub(crate) const OWNER_MARK: &str = "meshd VDC ";
 
-fn owner_mark(vdc: &VdcId) -> String {
+pub(crate) fn owner_mark(vdc: &VdcId) -> String {
     format!("{OWNER_MARK}{vdc}")
 }
 
 /// Sets MTU and super-packet size and brings the interface up.
-pub(crate) async fn ensure_up(netlink: &Handle, name: &str, mtu_bytes: u32, queue: Option<u32>) -> Result<u32, NetworkError> {
+pub(crate) async fn ensure_up(
+    netlink: &Handle,
+    name: &str,
+    mtu_bytes: u32,
+    queue: Option<u32>,
+) -> Result<u32, NetworkError> {
     let index = existing_index(netlink, name).await?;
     let mut message = LinkUnspec::new_with_index(index)
         .mtu(mtu_bytes)

@@ -3,7 +3,8 @@
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use meshd_tun::{
-    Netns, NetworkError, WorkloadNetns, WorkloadPort, ensure_workload_port, list_workload_ports, remove_workload_port,
+    EgressConfig, Netns, NetworkError, WorkloadNetns, WorkloadPort, ensure_egress, ensure_workload_port,
+    list_workload_ports, remove_egress, remove_workload_port,
 };
 
 use crate::lab::{Host, block, command_in, ip_in, local_name, node_prefix, vdc_id};
@@ -14,7 +15,7 @@ struct Ids(Vec<[u8; 16]>);
 impl Ids {
     fn new(count: usize) -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
-        let mut next = || {
+        let next = || {
             let (count, process) = (NEXT.fetch_add(1, Ordering::Relaxed), std::process::id());
             let mut id = [0xaa; 16];
             id[..4].copy_from_slice(&count.to_be_bytes());
@@ -145,4 +146,48 @@ fn half_made_port_is_made_whole_and_foreign_one_left_alone() {
     ensure_workload_port(network.netns(), &first).expect("made again");
     let name = WorkloadNetns::name_of(&first.id);
     assert!(command_in(&name, "ping -c1 -W2 169.254.1.1").status.success());
+}
+
+#[test]
+fn egress_leads_out_and_back_by_its_mark_and_leaves_nothing() {
+    let host = Host::new();
+    let config = config(33);
+    let before = host.ip("-o link");
+    host.ip("link add wan type veth peer name other");
+    host.ip("addr add 192.0.2.1/24 dev wan");
+    host.ip("addr add 2001:db8::1/64 dev wan nodad");
+    host.ip("link set wan up");
+    let (network, tun) = host.ensure(&config).expect("ensured");
+    let egress = EgressConfig { mark: 0x6d65_0001, links: vec!["wan".to_owned()] };
+    let ensure = || host.netns.run(|| ensure_egress(&network, &config, &egress)).expect("ensured");
+    let inside = config.netns_name();
+    let ids = Ids::new(1);
+    let port = port(&config, ids.0[0], 0);
+    let picture = || {
+        let lists =
+            ["-o addr show", "route show table all proto 109", "-6 route show table all proto 109", "rule", "-6 rule"];
+        lists.map(|list| format!("{}{}", host.ip(list), ip_in(&inside, list))).concat()
+    };
+    ensure();
+    ensure_workload_port(network.netns(), &port).expect("ensured");
+    let first = picture();
+    ensure();
+    host.netns.run(|| network.update(&config)).expect("updated");
+    assert_eq!(picture(), first, "adopted");
+    let way = |netns: &str, to: &str| ip_in(netns, &format!("route get {to}"));
+    for address in [port.v6.to_string(), port.v4.expect("the block has room").to_string()] {
+        assert!(way(&host.name, &format!("{address} mark 0x6d650001")).contains("dev x-"), "{first}");
+        assert!(way(&host.name, &address).contains("dev mesh-"), "{first}");
+    }
+    for world in ["192.0.2.1", "2001:db8::1"] {
+        assert!(way(&inside, world).contains("dev egress0"), "{first}");
+    }
+    for _ in 0..2 {
+        host.netns.run(|| remove_egress(&config.name, &config.vdc, egress.mark)).expect("removed");
+    }
+    assert!(!picture().contains("6d65") && !picture().contains("egress0"), "{}", picture());
+    drop((network, tun));
+    host.remove(&config);
+    host.ip("link del wan");
+    assert_eq!(host.ip("-o link"), before);
 }
