@@ -124,10 +124,11 @@ fn view(server: &mut NameServer, upstreams: Vec<SocketAddr>) -> SocketAddr {
 }
 
 /// An upstream that answers every question for an address with 192.0.2.7; by UDP it claims that this did not fit.
-async fn upstream(truncates: bool) -> SocketAddr {
+async fn upstream(truncates: bool) -> (SocketAddr, tokio::task::JoinSet<()>) {
     let socket = UdpSocket::bind("127.0.0.1:0").await.expect("binds");
     let address = socket.local_addr().expect("bound");
     let listener = tokio::net::TcpListener::bind(address).await.expect("binds");
+    let mut tasks = tokio::task::JoinSet::new();
     let answer = |bytes: &[u8], truncated: bool| {
         let mut message = Message::from_vec(bytes).expect("meshd's question is well-formed");
         message.metadata.message_type = MessageType::Response;
@@ -139,7 +140,7 @@ async fn upstream(truncates: bool) -> SocketAddr {
         }
         message.to_vec().expect("encodes")
     };
-    tokio::spawn(async move {
+    tasks.spawn(async move {
         let mut buffer = [0; 1500];
         while let Ok((length, client)) = socket.recv_from(&mut buffer).await {
             // An answer with another id first: it must not be believed.
@@ -149,7 +150,7 @@ async fn upstream(truncates: bool) -> SocketAddr {
             socket.send_to(&answer(&buffer[..length], truncates), client).await.expect("sends");
         }
     });
-    tokio::spawn(async move {
+    tasks.spawn(async move {
         while let Ok((mut stream, _)) = listener.accept().await {
             let mut question = vec![0; usize::from(stream.read_u16().await.expect("a length"))];
             stream.read_exact(&mut question).await.expect("a question");
@@ -158,14 +159,15 @@ async fn upstream(truncates: bool) -> SocketAddr {
             stream.write_all(&reply).await.expect("writes");
         }
     });
-    address
+    (address, tasks)
 }
 
 #[tokio::test]
 async fn workloads_see_their_own_zone_and_the_world_but_no_other_vdc() {
     for truncates in [false, true] {
         let mut server = NameServer::default();
-        let address = view(&mut server, vec![upstream(truncates).await]);
+        let (world, _tasks) = upstream(truncates).await;
+        let address = view(&mut server, vec![world]);
         for (name, kind, expected) in
             [("box.site.acme.internal.", RecordType::A, "10.64.0.1"), ("example.org.", RecordType::A, "192.0.2.7")]
         {
@@ -187,7 +189,7 @@ async fn workloads_see_their_own_zone_and_the_world_but_no_other_vdc() {
 async fn silent_upstream_is_passed_over_and_none_is_a_failure() {
     let silent = UdpSocket::bind("127.0.0.1:0").await.expect("binds");
     let mut server = NameServer::default();
-    let good = upstream(false).await;
+    let (good, _tasks) = upstream(false).await;
     let address = view(&mut server, vec![silent.local_addr().expect("bound"), good]);
     let asked = question("example.org.", RecordType::A);
     assert_eq!(addresses(&ask_udp(address, &asked).await).len(), 1);
