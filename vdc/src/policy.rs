@@ -229,6 +229,13 @@ impl Model {
         if from.node == to.node {
             return Decision::allow(Reason::SameHost);
         }
+        self.judge_parties(from, to, flow)
+    }
+
+    /// Judges a new flow between two parties that may be on one node: workloads of a node are no more to each other than
+    /// to anybody else.
+    #[must_use]
+    pub fn judge_parties(&self, from: &Subject, to: &Subject, flow: Flow) -> Decision {
         if let Some(block) = self.blocks.iter().find(|b| block_matches(&b.matches, from, to, flow)) {
             let (record, issuer, reason) = (block.record, block.issuer, block.reason.clone());
             return Decision::deny(Reason::Block { record, issuer, reason });

@@ -120,6 +120,7 @@ impl Core {
         let table = meshd_firewall::compile(
             model.as_ref().unwrap_or(&nothing_allowed()),
             &self.own_key(),
+            &[],
             generation,
             &[infra::PORT],
         );
