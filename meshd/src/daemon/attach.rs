@@ -171,7 +171,7 @@ async fn close(namespace: PathBuf) -> Result<(), ApiError> {
         let firewall = Firewall::new(&namespace);
         match firewall.counters() {
             Ok(_) => Ok(()), // there is a table already
-            Err(_) => firewall.load(&meshd_firewall::compile(&vdc_core::nothing_allowed(), &Key([0; 32]), 1, &[])),
+            Err(_) => firewall.load(&meshd_firewall::compile(&vdc_core::nothing_allowed(), &Key([0; 32]), &[], 1, &[])),
         }
     };
     let loaded = tokio::task::spawn_blocking(work).await;
