@@ -22,6 +22,7 @@ mod authority;
 pub mod endpoint;
 mod error;
 mod event;
+mod image;
 mod invite;
 mod join;
 mod meta;
@@ -36,11 +37,13 @@ mod site;
 mod status;
 mod time;
 mod vdc;
+mod workload;
 
 pub use authority::{IssuedList, IssuedQuery, IssuedView, OwnerKey, VdcRecover, VdcRecovered};
 pub use endpoint::{Endpoint, Method, Reply};
 pub use error::{ApiError, ErrorBody, ErrorCode};
 pub use event::{EventList, EventView, EventsQuery, Severity};
+pub use image::{ImageList, ImagePull, ImageTag, ImageView, ImagesFreed, PullEvent};
 pub use invite::{
     InviteCreate, InviteCreated, InviteList, InviteState, InviteView, Reachability, ReachabilityVerdict, RedemptionView,
 };
@@ -61,6 +64,12 @@ pub use site::{SiteAdd, SiteAdded, SiteList, SiteView};
 pub use status::{DataPathView, DnsState, DnsView, ListenView, RosterView, Status, StatusQuery, VdcStatus};
 pub use time::rfc3339;
 pub use vdc::{NotServedView, RecoveryKey, VdcCreate, VdcCreated, VdcList, VdcView};
+pub use workload::{
+    AttachRequest, CopyDirection, CopyRequest, DegradedView, ExecRequest, ExitReason, ExitView, HealthSpec,
+    HealthStatus, LogEvent, LogStream, LogsQuery, Phase, PullPolicy, PullProgress, RegistryAccess, RemoveQuery,
+    RestartPolicy, RunEvent, SignalRequest, StatsEvent, StatsQuery, StopRequest, TerminalSize, WAIT_S_MAX, WaitQuery,
+    Waited, WorkloadList, WorkloadRemoved, WorkloadRun, WorkloadView,
+};
 
 /// Stands for a VDC's name in a path: the only VDC of this node, or else the one in use (`meshctl vdc use`).
 pub const DEFAULT_VDC: &str = "-";
