@@ -10,7 +10,7 @@ use vdc_api::{
     Status, StatusQuery, VdcCreate, VdcCreated, VdcList, VdcRecover, VdcRecovered, VdcView, Version,
 };
 
-use crate::Caller;
+use crate::{Caller, WorkloadBackend};
 
 /// The items of a stream. An error is told to the client and ends the stream.
 pub type Items<T> = BoxStream<'static, Result<T, ApiError>>;
@@ -31,7 +31,7 @@ pub struct Call {
 /// Methods with a [`Call`] are never dropped half-way, except when a shutdown outlasts its deadline. All others, and
 /// their streams, are dropped when the client goes away.
 #[async_trait]
-pub trait Backend: Send + Sync + 'static {
+pub trait Backend: WorkloadBackend {
     async fn version(&self) -> Result<Version, ApiError>;
     async fn health(&self) -> Result<Health, ApiError>;
     async fn status(&self, query: StatusQuery) -> Result<Status, ApiError>;

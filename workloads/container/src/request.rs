@@ -191,6 +191,26 @@ pub enum ExitCause {
     StartFailed,
 }
 
+/// What a health check says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HealthState {
+    Starting,
+    Healthy,
+    Unhealthy,
+}
+
+/// Something that happened to a running container.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Happening {
+    Health {
+        state: HealthState,
+        /// The end of what the last check wrote.
+        output: String,
+    },
+    /// Nothing comes after it.
+    Ended(Exit),
+}
+
 /// A container found under the run directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Adopted {
