@@ -62,7 +62,7 @@ pub use policy::{
 pub use port::{FlowSpec, PortSpec, PortSpecError, Transport};
 pub use site::{SiteAdd, SiteAdded, SiteList, SiteView};
 pub use status::{DataPathView, DnsState, DnsView, ListenView, RosterView, Status, StatusQuery, VdcStatus};
-pub use time::rfc3339;
+pub use time::{parse_rfc3339, rfc3339, rfc3339_ns};
 pub use vdc::{NotServedView, RecoveryKey, VdcCreate, VdcCreated, VdcList, VdcView};
 pub use workload::{
     AttachRequest, CopyDirection, CopyRequest, DegradedView, ExecRequest, ExitReason, ExitView, HealthSpec,

@@ -318,8 +318,8 @@ pub enum LogEvent {
         text: String,
         base64: Option<String>,
     },
-    /// So much was rotated away before it could be read.
-    Gap { bytes: u64 },
+    /// So many records, of one or more lines each, were rotated away before they could be read.
+    Gap { records: u64 },
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema, IntoParams)]

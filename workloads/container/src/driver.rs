@@ -534,6 +534,18 @@ impl Driver {
         Ok(Happenings::of(self.control(id, &self.place(id))?)?)
     }
 
+    /// Lets what keeps an ended container go, once those who are attached have heard everything; [`Self::remove`] cuts them
+    /// off.
+    ///
+    /// # Errors
+    /// It did not go within `limit`, or the container still runs.
+    pub fn reap(&self, id: WorkloadId, limit: Duration) -> Result<(), RuntimeError> {
+        match &self.config.launcher {
+            Launcher::Shim(_) => shim::reap(&self.place(id).run, limit),
+            Launcher::External(_) => Ok(()),
+        }
+    }
+
     /// Where the segments of a container's log are.
     #[must_use]
     pub fn log_directory(&self, id: WorkloadId) -> PathBuf {

@@ -25,6 +25,7 @@ mod shim;
 mod sys;
 mod user;
 
+pub use caps::ALL as CAPABILITIES;
 pub use cgroup::Layout;
 pub use driver::{Driver, DriverConfig, Launcher};
 pub use idmap::RANGE_IDS;

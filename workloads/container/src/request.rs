@@ -298,6 +298,9 @@ pub enum RuntimeError {
     },
     #[error("{why}")]
     Refused { why: String },
+    /// The program does not run, and why: the shim's step, its words, and the status that stands for it (125, 126, 127).
+    #[error("the program was not started: {message}")]
+    Failed { step: String, message: String, code: i32 },
     /// What the runtime that makes the container said.
     #[error("the container was not started: {message}")]
     Shim { message: String },

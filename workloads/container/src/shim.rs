@@ -123,9 +123,8 @@ fn greet(control: &Control, launch: &Launch<'_>, created: &mut dyn FnMut(StreamP
             Event::Exited(exit) if !exit.start_failed => {
                 return pid.ok_or_else(|| RuntimeError::Shim { message: "no process was made".to_owned() });
             }
-            Event::Failed { message, .. } | Event::Refused { why: message } => {
-                return Err(RuntimeError::Shim { message });
-            }
+            Event::Failed { step, message, code } => return Err(RuntimeError::Failed { step, message, code }),
+            Event::Refused { why: message } => return Err(RuntimeError::Shim { message }),
             _ => {}
         }
     }
@@ -201,9 +200,8 @@ impl Control {
                 return Ok(answer);
             }
             match event {
-                Event::Refused { why } | Event::Failed { message: why, .. } => {
-                    return Err(RuntimeError::Refused { why });
-                }
+                Event::Refused { why } => return Err(RuntimeError::Refused { why }),
+                Event::Failed { step, message, code } => return Err(RuntimeError::Failed { step, message, code }),
                 _ => {}
             }
         }
@@ -293,6 +291,16 @@ pub(crate) fn end(directory: &Path) -> Result<(), RuntimeError> {
     let Some(process) = shim.open() else { return Ok(()) };
     shim.signal(9).at("end a container's shim")?;
     if wait_for_end(&process, Some(ANSWER_MAX)) { Ok(()) } else { Err(RuntimeError::Timeout { what: "let go" }) }
+}
+
+/// Lets the shim of a container that has ended go, once those who are attached have heard everything.
+///
+/// # Errors
+/// It did not go within `limit`.
+pub(crate) fn reap(directory: &Path, limit: Duration) -> Result<(), RuntimeError> {
+    let Some(process) = shim_of(directory).and_then(Process::open) else { return Ok(()) };
+    Control::connect(directory)?.send(&Command::Reap)?;
+    if wait_for_end(&process, Some(limit)) { Ok(()) } else { Err(RuntimeError::Timeout { what: "let go" }) }
 }
 
 /// How a shim's record tells the end.
