@@ -3,6 +3,7 @@
 mod attach;
 mod backend;
 mod metrics;
+mod pinging;
 #[cfg(test)]
 mod tests;
 
@@ -121,7 +122,7 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
     let shared = Shared {
         config: Arc::clone(&config),
         events: events.clone(),
-        dns: Arc::new(DnsHub::start(config.dns.clone()).await),
+        dns: Arc::new(DnsHub::new(config.dns.clone())),
         boot_nonce: random(),
     };
     let in_use = std::fs::read_to_string(config.state_dir.join(IN_USE_FILE)).ok();
@@ -137,6 +138,8 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
         token: token.clone(),
     });
     let mut tasks = TaskSet::new(token.clone());
+    let names = Arc::clone(&daemon.shared.dns);
+    tasks.spawn("names", async move { names.run().await });
     daemon.serve_all().await?;
     let (backend, stop) = (Arc::new(backend::Operations(Arc::clone(&daemon))), token.clone());
     tasks.spawn_draining("api", async move {

@@ -24,21 +24,50 @@ const ROUNDS: usize = 3;
 const SECONDS: &str = "10";
 /// The underlay, as the contender script expects it.
 const UNDERLAY: [&str; 2] = ["10.201.0.1", "10.201.0.2"];
-/// The inside of wireguard-go's tunnel. A VDC picks its own addresses.
-const WIREGUARD: [&str; 2] = ["10.202.0.1", "10.202.0.2"];
+
+/// A family of addresses inside the tunnel.
+struct Family {
+    /// As the contender script takes it.
+    number: &'static str,
+    name: &'static str,
+    /// The inside of wireguard-go's tunnel. A VDC picks its own addresses.
+    wireguard: [&'static str; 2],
+    prefix_length: u8,
+    /// Of one address.
+    host_length: u8,
+}
+
+const FAMILIES: [Family; 2] = [
+    Family { number: "4", name: "IPv4", wireguard: ["10.202.0.1", "10.202.0.2"], prefix_length: 24, host_length: 32 },
+    Family {
+        number: "6",
+        name: "IPv6",
+        wireguard: ["fd00:202::1", "fd00:202::2"],
+        prefix_length: 64,
+        host_length: 128,
+    },
+];
 
 fn run() -> Result<Vec<Figure>> {
+    require_tools(&["ip:iproute2", "iperf3", "ping:iputils-ping", "jq", "unshare:util-linux"])?;
+    let has_wireguard = require_tools(&["wireguard-go", "wg:wireguard-tools"]).is_ok();
+    let mut figures = vec![];
+    for family in &FAMILIES {
+        figures.extend(of_family(family, has_wireguard)?);
+    }
+    Ok(figures)
+}
+
+fn of_family(family: &Family, has_wireguard: bool) -> Result<Vec<Figure>> {
     /// Name, unit, and where a sample has it.
     type Kind = (&'static str, &'static str, fn(&Sample) -> f64);
 
-    require_tools(&["ip:iproute2", "iperf3", "ping:iputils-ping", "jq", "unshare:util-linux"])?;
-    let has_wireguard = require_tools(&["wireguard-go", "wg:wireguard-tools"]).is_ok();
     let (mut ours, mut theirs) = (vec![], vec![]);
     for _ in 0..ROUNDS {
         if has_wireguard {
-            theirs.push(measure(wireguard_go)?);
+            theirs.push(measure(wireguard_go, family)?);
         }
-        ours.push(measure(meshd)?);
+        ours.push(measure(meshd, family)?);
     }
     let median = |samples: &[Sample], of: fn(&Sample) -> f64| {
         percentile(&samples.iter().map(of).collect::<Vec<_>>(), 50).context("there are samples")
@@ -51,11 +80,12 @@ fn run() -> Result<Vec<Figure>> {
     ];
     for (name, unit, of) in kinds {
         let value = median(&ours, of)?;
-        figures.push(Figure::new(name, value, unit));
+        let named = format!("{}: {name}", family.name);
+        figures.push(Figure::new(&named, value, unit));
         if has_wireguard {
             let other = median(&theirs, of)?;
-            figures.push(Figure::new(format!("{name}, wireguard-go"), other, unit));
-            let ratio = Figure::new(format!("{name}, ratio"), value / other, "");
+            figures.push(Figure::new(format!("{named}, wireguard-go"), other, unit));
+            let ratio = Figure::new(format!("{named}, ratio"), value / other, "");
             figures.push(match name {
                 "TCP single stream" => ratio.at_least(1.2),
                 "processor time" => ratio.at_most(0.8),
@@ -146,10 +176,10 @@ fn ok(command: &mut Command) -> Result<String> {
 type Tunnel = ([String; 2], Vec<Child>);
 
 /// The contender script of this folder, for whoever compares with other tools as well.
-fn meshd(pair: &Pair) -> Result<Tunnel> {
+fn meshd(pair: &Pair, family: &Family) -> Result<Tunnel> {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("bench/mesh-contender.sh");
     let mut command = Command::new(script);
-    command.arg("up").args(&pair.names).args(WIREGUARD);
+    command.arg("up").args(&pair.names).args(family.wireguard).env("MESH_FAMILY", family.number);
     command.env("MP_DIR", &pair.dir).env("MP_UA", UNDERLAY[0]).env("MP_UB", UNDERLAY[1]);
     let said = ok(&mut command)?;
     let (a, b) =
@@ -157,7 +187,7 @@ fn meshd(pair: &Pair) -> Result<Tunnel> {
     Ok(([a.to_owned(), b.to_owned()], vec![]))
 }
 
-fn wireguard_go(pair: &Pair) -> Result<Tunnel> {
+fn wireguard_go(pair: &Pair, family: &Family) -> Result<Tunnel> {
     /// One end: its namespace, interface, file with the secret key, public key.
     type End<'a> = (&'a String, String, String, String);
 
@@ -175,19 +205,21 @@ fn wireguard_go(pair: &Pair) -> Result<Tunnel> {
     }
     for (side, (name, device, file, _)) in ends.iter().enumerate() {
         let other = 1 - side;
-        let (endpoint, allowed) = (format!("{}:51820", UNDERLAY[other]), format!("{}/32", WIREGUARD[other]));
+        let endpoint = format!("{}:51820", UNDERLAY[other]);
+        let allowed = format!("{}/{}", family.wireguard[other], family.host_length);
         let mut set = vec!["wg", "set", device, "private-key", file, "listen-port", "51820"];
         set.extend(["peer", &ends[other].3, "allowed-ips", &allowed, "endpoint", &endpoint]);
         wait_until(PATIENCE, "wireguard-go's interface", || ok(&mut pair.inside(name, &set)))?;
-        ok(&mut pair.inside(name, &["ip", "addr", "add", &format!("{}/24", WIREGUARD[side]), "dev", device]))?;
+        let own = format!("{}/{}", family.wireguard[side], family.prefix_length);
+        ok(&mut pair.inside(name, &["ip", "addr", "add", &own, "dev", device]))?;
         ok(&mut pair.inside(name, &["ip", "link", "set", device, "mtu", "1420", "up"]))?;
     }
-    Ok((WIREGUARD.map(str::to_owned), daemons))
+    Ok((family.wireguard.map(str::to_owned), daemons))
 }
 
-fn measure(start: fn(&Pair) -> Result<Tunnel>) -> Result<Sample> {
+fn measure(start: fn(&Pair, &Family) -> Result<Tunnel>, family: &Family) -> Result<Sample> {
     let pair = Pair::new()?;
-    let ([_, target], mut daemons) = start(&pair)?;
+    let ([_, target], mut daemons) = start(&pair, family)?;
     let [a, b] = &pair.names;
     wait_until(PATIENCE, "the tunnel", || ok(&mut pair.inside(a, &["ping", "-n", "-c", "1", "-W", "1", &target])))?;
     // Those that run now are the daemons under test.

@@ -9,6 +9,8 @@ mod daemon;
 #[cfg(test)]
 mod links;
 #[cfg(test)]
+mod names;
+#[cfg(test)]
 mod outages;
 #[cfg(test)]
 mod packets;

@@ -145,7 +145,7 @@ fn two_boxes_of_one_name_are_told_apart() -> Result<()> {
     })
 }
 
-/// Rounds of the race; the longer campaign sets `E2E_ROUNDS`.
+/// Rounds of the race; `cargo xtask soak` sets `E2E_ROUNDS`.
 fn rounds() -> usize {
     std::env::var("E2E_ROUNDS").ok().and_then(|text| text.parse().ok()).unwrap_or(6)
 }

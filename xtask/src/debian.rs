@@ -1,20 +1,32 @@
-//! Debian packages: one list in the repository, installed only when something of it is missing.
+//! Debian packages: one list in the repository, installed (or unpacked) only when something of it is missing.
 
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
 use crate::stage::Run;
 
-/// One package a line; after `#` who needs it.
+/// One package a line, with `unpack` behind those that are not installed; after `#` who needs it.
 const LIST: &str = include_str!("../debian-packages.txt");
+/// Names what was unpacked, in the directory that it was unpacked into; written last.
+const UNPACKED: &str = "unpacked";
 
-/// Installs what is missing of [`LIST`].
+/// One line of the list.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Package<'a> {
+    name: &'a str,
+    /// Unpacked into [`unpacked_dir`] instead of installed.
+    is_unpacked: bool,
+}
+
+/// Installs what is missing of [`LIST`], but for what is to be unpacked.
 ///
 /// # Errors
 /// If something is missing and this is not Debian (or alike), not root, or apt-get fails.
 pub(crate) fn ensure_packages(run: &mut Run) -> Result<()> {
-    let wanted = packages(LIST);
+    let wanted = names(LIST, false);
     let missing = missing(&wanted).context("cannot ask dpkg-query: these routines need Debian or a relative")?;
     if missing.is_empty() {
         eprintln!("all {} packages of xtask/debian-packages.txt are installed", wanted.len());
@@ -24,12 +36,60 @@ pub(crate) fn ensure_packages(run: &mut Run) -> Result<()> {
     if !is_root()? {
         bail!("not root, so cannot install them; run: apt-get install --no-install-recommends {}", missing.join(" "));
     }
-    let mut update = run.command("apt-get", &["update", "-q"]);
-    update.env("DEBIAN_FRONTEND", "noninteractive");
-    run.finish(update)?;
+    update(run)?;
     let mut install = run.command("apt-get", &["install", "-q", "--yes", "--no-install-recommends"]);
     install.args(&missing).env("DEBIAN_FRONTEND", "noninteractive");
     run.finish(install)
+}
+
+/// Where end-to-end tests find the programs that are unpacked, laid out as in the file system's root.
+pub(crate) fn unpacked_dir(run: &Run) -> PathBuf {
+    run.target_dir().join("debian")
+}
+
+/// Unpacks the packages of [`LIST`] that say so, all together: they belong to each other in exactly these versions.
+///
+/// # Errors
+/// If apt-get or dpkg fails, or files cannot be written.
+pub(crate) fn ensure_unpacked(run: &mut Run) -> Result<()> {
+    let (wanted, dir) = (names(LIST, true), unpacked_dir(run));
+    let text = wanted.join("\n") + "\n";
+    if fs::read_to_string(dir.join(UNPACKED)).is_ok_and(|unpacked| unpacked == text) {
+        return Ok(());
+    }
+    // The package lists of this machine may be missing, or older than what the archive still has.
+    if is_root()? {
+        update(run)?;
+    }
+    let archives = dir.with_extension("archives");
+    for old in [&dir, &archives] {
+        remove_dir(old)?;
+        fs::create_dir_all(old).with_context(|| format!("cannot make {}", old.display()))?;
+    }
+    let mut download = run.command("apt-get", &["download", "-q"]);
+    download.args(&wanted).current_dir(&archives);
+    run.finish(download)?;
+    for archive in fs::read_dir(&archives).with_context(|| format!("cannot read {}", archives.display()))? {
+        let unpack = run.command("dpkg", &["-x".as_ref(), archive?.path().as_os_str(), dir.as_os_str()]);
+        run.finish(unpack)?;
+    }
+    remove_dir(&archives)?;
+    fs::write(dir.join(UNPACKED), text).with_context(|| format!("cannot write in {}", dir.display()))
+}
+
+fn update(run: &mut Run) -> Result<()> {
+    let mut update = run.command("apt-get", &["update", "-q"]);
+    update.env("DEBIAN_FRONTEND", "noninteractive");
+    run.finish(update)
+}
+
+fn remove_dir(dir: &Path) -> Result<()> {
+    match fs::remove_dir_all(dir) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("cannot remove {}", dir.display()))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Network namespaces, packet filters and TUN devices are root's.
@@ -45,11 +105,19 @@ pub(crate) fn require_root(what: &str) -> Result<()> {
 
 fn is_root() -> Result<bool> {
     use std::os::unix::fs::MetadataExt as _;
-    Ok(std::fs::metadata("/proc/self").context("cannot read /proc/self")?.uid() == 0)
+    Ok(fs::metadata("/proc/self").context("cannot read /proc/self")?.uid() == 0)
 }
 
-fn packages(list: &str) -> Vec<&str> {
-    list.lines().map(|line| line.split('#').next().unwrap_or_default().trim()).filter(|name| !name.is_empty()).collect()
+fn packages(list: &str) -> impl Iterator<Item = Package<'_>> {
+    list.lines().filter_map(|line| {
+        let mut words = line.split('#').next().unwrap_or_default().split_whitespace();
+        let name = words.next()?;
+        Some(Package { name, is_unpacked: words.next() == Some("unpack") })
+    })
+}
+
+fn names(list: &str, is_unpacked: bool) -> Vec<&str> {
+    packages(list).filter(|package| package.is_unpacked == is_unpacked).map(|package| package.name).collect()
 }
 
 fn missing<'a>(wanted: &[&'a str]) -> Result<Vec<&'a str>> {
@@ -68,14 +136,18 @@ mod tests {
 
     #[test]
     fn list_is_read_without_comments() {
-        assert_eq!(packages("# head\n\ncurl  # demo\ngcc\n"), ["curl", "gcc"]);
+        let list = "# head\n\ncurl  # demo\ngcc\nsystemd-resolved unpack # e2e\n";
+        assert_eq!(names(list, false), ["curl", "gcc"]);
+        assert_eq!(names(list, true), ["systemd-resolved"]);
     }
 
     #[test]
-    fn each_package_says_who_needs_it() {
+    fn each_package_says_who_needs_it_and_nothing_unknown() {
         for line in LIST.lines().filter(|line| !line.starts_with('#') && !line.trim().is_empty()) {
             let (name, who) = line.split_once('#').unwrap_or((line, ""));
             assert!(!who.trim().is_empty(), "{name}: nobody is named");
+            let rest: Vec<&str> = name.split_whitespace().skip(1).collect();
+            assert!(rest.is_empty() || rest == ["unpack"], "{name}: {rest:?}");
         }
     }
 

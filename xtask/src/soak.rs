@@ -60,6 +60,12 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
             run: &|run: &mut Run| (0..options.repeat).try_for_each(|_| test::end_to_end(run)),
         },
         Stage {
+            name: "race",
+            about: "two boxes with one token, 100 times; in two of three the registrar dies in between",
+            minutes_max: 60,
+            run: &test::race,
+        },
+        Stage {
             name: "deny",
             about: "cargo-deny: licences, bans, sources, and advisories (reaches for the public advisory database)",
             minutes_max: 30,

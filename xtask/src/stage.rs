@@ -145,6 +145,11 @@ impl Run {
 
     /// Runs nextest with a profile that writes a JUnit report, and adds up what it counted, also when tests failed.
     pub(crate) fn nextest(&mut self, profile: &str, arguments: &[&str]) -> Result<()> {
+        self.nextest_with(profile, arguments, &[])
+    }
+
+    /// The same with some of the environment set.
+    pub(crate) fn nextest_with(&mut self, profile: &str, arguments: &[&str], set: &[(&str, &str)]) -> Result<()> {
         // Under the workspace, wherever the target directory is: `store.dir` in .config/nextest.toml.
         let report = self.root().join("target/nextest").join(profile).join("junit.xml");
         if report.exists() {
@@ -153,8 +158,10 @@ impl Run {
         let mut all = vec!["nextest", "run", "--locked", "--profile", profile];
         all.extend(arguments);
         let mut command = self.command("cargo", &all);
-        // Where end-to-end tests find the binaries that were built before them.
+        // Where end-to-end tests find the binaries that were built before them, and programs that are not installed.
         command.env("MESHD_BIN_DIR", self.target_dir().join("debug"));
+        command.env("MESHD_DEBIAN_DIR", crate::debian::unpacked_dir(self));
+        command.envs(set.iter().copied());
         let outcome = self.finish(command);
         if let Ok(text) = fs::read_to_string(&report) {
             let counts = junit_counts(&text).with_context(|| format!("cannot read {}", report.display()))?;

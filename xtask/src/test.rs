@@ -21,9 +21,12 @@ pub(crate) struct Options {
 const STAGES: &[Stage<'static>] = &[
     Stage {
         name: "packages",
-        about: "Debian packages of xtask/debian-packages.txt are installed",
+        about: "Debian packages of xtask/debian-packages.txt are installed or unpacked",
         minutes_max: 10,
-        run: &debian::ensure_packages,
+        run: &|run: &mut Run| {
+            debian::ensure_packages(run)?;
+            debian::ensure_unpacked(run)
+        },
     },
     lint::FORMAT,
     lint::TIDY,
@@ -94,8 +97,20 @@ pub(crate) fn ensure_nextest(run: &mut Run) -> Result<()> {
 }
 
 pub(crate) fn end_to_end(run: &mut Run) -> Result<()> {
-    debian::require_root("the end-to-end stage")?;
-    ensure_nextest(run)?;
-    run.cargo(&["build", "--locked", "--package", "meshd", "--package", "meshctl"])?;
+    build_for_end_to_end(run)?;
     run.nextest("e2e", &["--package", "tests", "--test", "e2e"])
+}
+
+/// One test, a hundred times in one lab.
+pub(crate) fn race(run: &mut Run) -> Result<()> {
+    build_for_end_to_end(run)?;
+    let arguments = ["--package", "tests", "--test", "e2e", "one_of_two_boxes_wins_a_race_for_one_token"];
+    run.nextest_with("race", &arguments, &[("E2E_ROUNDS", "100")])
+}
+
+fn build_for_end_to_end(run: &mut Run) -> Result<()> {
+    debian::require_root("the end-to-end stage")?;
+    debian::ensure_unpacked(run)?;
+    ensure_nextest(run)?;
+    run.cargo(&["build", "--locked", "--package", "meshd", "--package", "meshctl"])
 }

@@ -6,10 +6,11 @@
 //! lost, after a pause in which running exchanges end.
 
 mod by_hand;
+mod dialling;
 mod farewell;
+mod greeting;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::hash::{BuildHasher as _, RandomState};
 use std::net::{IpAddr, SocketAddr};
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -20,12 +21,10 @@ use futures::stream::FuturesUnordered;
 use futures::{FutureExt as _, StreamExt as _};
 use libp2p::connection_limits::{self, ConnectionLimits};
 use libp2p::core::ConnectedPoint;
-use libp2p::core::transport::TransportError;
 use libp2p::identity::Keypair;
+use libp2p::mdns;
 use libp2p::swarm::behaviour::toggle::Toggle;
-use libp2p::swarm::dial_opts::{DialOpts, PeerCondition};
-use libp2p::swarm::{ConnectionId, DialError, NetworkBehaviour, Swarm, SwarmEvent};
-use libp2p::{Multiaddr, mdns};
+use libp2p::swarm::{ConnectionId, NetworkBehaviour, Swarm, SwarmEvent};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
@@ -41,6 +40,9 @@ use crate::handle::{ControlEvent, Counters, HelloSource, Inputs, LinkDownReason,
 use crate::key::{self, Transport};
 use crate::transport;
 use crate::wire::PeerProtocol;
+
+use self::dialling::jitter;
+pub(crate) use self::dialling::{dial_options, explain, innermost, resolve};
 
 /// Requests being read, and answers being read: 16 MiB each, four of the longest messages.
 const BUDGET_BYTES: usize = 16 << 20;
@@ -516,32 +518,6 @@ impl Run<'_> {
         }
     }
 
-    /// Checks the connections of a node that were up, all but `fresh`, by a round trip: something speaks against them.
-    /// Those that fail are closed, and the node is dialled anew.
-    fn doubt(&mut self, node: Key, fresh: Option<ConnectionId>) {
-        let now = Instant::now();
-        let Some(peer) = self.peers.get_mut(&node) else { return };
-        let mut doubted = Vec::new();
-        for c in peer.connections.iter_mut().filter(|c| c.hello.is_some() && c.doubted.is_none() && Some(c.id) != fresh)
-        {
-            c.doubted = Some(now);
-            doubted.push((c.id, c.remote));
-        }
-        for (id, remote) in doubted {
-            self.probe(node, id, remote.ip(), CHECK);
-        }
-    }
-
-    /// Dials a missed node at once although a dial of what was known before is still under way.
-    fn dial_beside(&mut self, node: Key, now: Instant) {
-        let beside = |peer: &Peer| {
-            peer.is_missed() && !peer.dialling.is_empty() && peer.dialling.len() < DIALS_MAX && !peer.resolving
-        };
-        if self.peers.get(&node).is_some_and(beside) {
-            self.dial(node, now);
-        }
-    }
-
     fn on_request(&mut self, node: Key, request: Waiting, now: Instant) {
         if node == self.m.node || !self.facts.members.contains(&node) {
             let _ = request.reply.send(Err(CallError::NotMember));
@@ -573,158 +549,8 @@ impl Run<'_> {
         self.swarm.behaviour_mut().exchange.send(node, connection, Outgoing { bytes, deadline, reply });
     }
 
-    /// Tries a node again at once if it is missed: something about it changed for the better.
-    fn hurry(&mut self, node: &Key, now: Instant) {
-        if let Some(peer) = self.peers.get_mut(node) {
-            peer.forgive(now);
-        }
-    }
-
-    /// Tries one address at once, beside whatever is under way: a dial of dead addresses takes until its time-out.
-    fn dial_by_hand(&mut self, node: Key, address: SocketAddr, now: Instant) {
-        let peer = self.peers.entry(node).or_insert_with(|| Peer::new(now));
-        if peer.connections.is_empty() {
-            peer.forgive(now);
-            self.dial_addresses(node, &[address]);
-        }
-    }
-
-    /// Says hello on a connection; the answer proves that it works and how fast.
-    fn probe(&mut self, node: Key, connection: ConnectionId, remote: IpAddr, limit: Duration) {
-        let hello = Hello { observed: Some(remote), ..(self.m.hello)() };
-        let (reply, answer) = oneshot::channel();
-        let sent = Instant::now();
-        let bytes = peer::Request::Hello(hello).encode();
-        self.send(&node, connection, Waiting { bytes, deadline: sent + limit, reply });
-        let probe = async move {
-            let result = answer.await.unwrap_or(Err(CallError::LinkLost));
-            Probe { node, connection, took: sent.elapsed(), result }
-        };
-        self.probes.push(probe.boxed());
-    }
-
-    fn on_probe(&mut self, probe: Probe) {
-        let Probe { node, connection, took, result } = probe;
-        match result {
-            Ok(peer::Response::Hello(hello)) => {
-                if let Some(c) = self.connection(&node, connection) {
-                    c.rtt = Some(took);
-                    c.doubted = None;
-                }
-                self.on_hello(node, connection, hello);
-                self.settle(&node, Instant::now());
-                self.publish();
-                self.answer_by_hand(&node, connection);
-            }
-            Ok(_) | Err(_) => {
-                let why =
-                    result.err().map_or_else(|| "hello was answered by something else".to_owned(), |e| e.to_string());
-                let Some(c) = self.connection(&node, connection) else { return };
-                tracing::debug!(?node, why, "no hello: the connection is closed");
-                if c.hello.is_some() {
-                    self.replace(node, connection);
-                } else {
-                    c.retire_at = Some(Instant::now() + LAST_WORD);
-                }
-            }
-        }
-    }
-
-    /// Closes a dead connection. What was under way on it may be lost, so the link counts as new if there is another.
-    fn replace(&mut self, node: Key, dead: ConnectionId) {
-        self.swarm.close_connection(dead);
-        let Some(peer) = self.peers.get_mut(&node) else { return };
-        let me = self.m.node;
-        if !peer.connections.iter().any(|c| c.id != dead && c.hello.is_some()) {
-            return; // reported when it is closed
-        }
-        peer.connections.retain(|c| c.id != dead);
-        peer.end_by_hand(dead, &[]);
-        let next = peer.best(&me, &node).and_then(|c| {
-            // What time it is there by now.
-            let hello = c.hello.clone()?;
-            let time = hello.time.plus(c.hello_at.elapsed());
-            Some((c.remote, c.transport, Hello { time, ..hello }))
-        });
-        if let Some((address, transport, hello)) = next {
-            self.m.outbox.push_back(ControlEvent::LinkDown { node, reason: LinkDownReason::Replaced });
-            self.m.outbox.push_back(ControlEvent::LinkUp { node, address, transport, hello });
-        }
-        self.settle(&node, Instant::now());
-        self.publish();
-    }
-
     fn connection(&mut self, node: &Key, id: ConnectionId) -> Option<&mut Connection> {
         self.peers.get_mut(node)?.connections.iter_mut().find(|c| c.id == id)
-    }
-
-    /// A peer said hello on a connection, by request or response.
-    fn on_hello(&mut self, node: Key, id: ConnectionId, hello: Hello) {
-        let now = Instant::now();
-        let Some(peer) = self.peers.get_mut(&node) else { return };
-        let was_up = peer.connections.iter().any(|c| c.hello.is_some());
-        let Some(connection) = peer.connections.iter_mut().find(|c| c.id == id) else { return };
-        connection.hello_at = now;
-        if connection.hello.replace(hello.clone()).is_some_and(|old| old.boot_nonce == hello.boot_nonce) {
-            // A peer that greets without end must not fill the queue; what time it is there can wait.
-            if self.m.outbox.len() < OUTBOX_REQUESTS_MAX {
-                self.m.outbox.push_back(ControlEvent::Greeted { node, time: hello.time });
-            }
-            return;
-        }
-        let (address, transport) = (connection.remote, connection.transport);
-        // The port of a TCP connection that came in is not one that listens.
-        let is_listening = connection.dialled || transport == Transport::Quic;
-        let early = std::mem::take(&mut connection.early);
-        peer.backoff.reset(now);
-        peer.attempts.clear();
-        // Connections to what the node was before it started anew are dead, whether we were told or not; and so are those
-        // that left a check unanswered until this one was dialled beside them.
-        let unanswered = |c: &Connection| c.id != id && c.doubted.is_some_and(|at| at + DOUBT <= now);
-        let stale =
-            |c: &Connection| unanswered(c) || c.hello.as_ref().is_some_and(|h| h.boot_nonce != hello.boot_nonce);
-        let dead: Vec<ConnectionId> = peer.connections.iter().filter(|c| stale(c)).map(|c| c.id).collect();
-        peer.connections.retain(|c| !stale(c));
-        for dead in &dead {
-            peer.end_by_hand(*dead, &[]);
-        }
-        let waiting = std::mem::take(&mut peer.waiting);
-        for dead in &dead {
-            self.swarm.close_connection(*dead);
-        }
-        if !dead.is_empty() {
-            self.m.outbox.push_back(ControlEvent::LinkDown { node, reason: LinkDownReason::Replaced });
-        }
-        if !was_up || !dead.is_empty() {
-            self.m.outbox.push_back(ControlEvent::LinkUp { node, address, transport, hello });
-        }
-        // A node that comes in anew while it is linked may have lost its old address, and the old connection with it.
-        self.doubt(node, Some(id));
-        if is_listening && self.m.book.saw(node, address) {
-            self.m.outbox.push_back(ControlEvent::Seen { node, address });
-        }
-        for (request, reply) in early {
-            self.deliver(node, request, reply);
-        }
-        for request in waiting {
-            self.send(&node, id, request);
-        }
-        self.settle(&node, now);
-        self.publish();
-    }
-
-    /// Has our own surplus connections to a node retire.
-    fn settle(&mut self, node: &Key, now: Instant) {
-        let me = self.m.node;
-        let Some(peer) = self.peers.get_mut(node) else { return };
-        let Some(best) = peer.best(&me, node).map(|c| c.id) else { return };
-        for connection in peer.connections.iter_mut().filter(|c| c.hello.is_some()) {
-            if connection.id == best {
-                connection.retire_at = None;
-            } else if connection.dialled && connection.retire_at.is_none() {
-                connection.retire_at = Some(now + RETIRE);
-            }
-        }
     }
 
     fn deliver(&mut self, from: Key, request: peer::Request, reply: oneshot::Sender<peer::Response>) {
@@ -895,82 +721,6 @@ impl Run<'_> {
         self.prune(&node);
     }
 
-    /// Starts dialling a node at every address known.
-    fn dial(&mut self, node: Key, now: Instant) {
-        let contact = self.facts.contacts.get(&node).map_or(&[][..], Vec::as_slice);
-        let (addresses, names) = self.m.book.candidates(&node, contact);
-        let Some(peer) = self.peers.get_mut(&node) else { return };
-        peer.attempts.clear();
-        peer.tried_at = Some(now);
-        if !names.is_empty() {
-            peer.resolving = true;
-            let resolvers = Arc::clone(&self.resolvers);
-            self.resolving.push(
-                async move {
-                    let (addresses, failed) = resolve(names, &resolvers).await;
-                    Resolved { node, addresses, failed }
-                }
-                .boxed(),
-            );
-        }
-        self.dial_addresses(node, &addresses);
-        self.end_dial(node, now);
-    }
-
-    fn on_resolved(&mut self, resolved: Resolved) {
-        let Resolved { node, addresses, failed } = resolved;
-        let Some(peer) = self.peers.get_mut(&node) else { return };
-        peer.resolving = false;
-        peer.attempts.extend(failed);
-        if peer.is_missed() {
-            self.dial_addresses(node, &addresses);
-        }
-        self.end_dial(node, Instant::now());
-    }
-
-    fn dial_addresses(&mut self, node: Key, addresses: &[SocketAddr]) -> Option<ConnectionId> {
-        let (peer, id) = self.peers.get_mut(&node).zip(key::peer_id(&node))?;
-        if addresses.is_empty() {
-            return None;
-        }
-        let options = dial_options(id, addresses);
-        let connection = options.connection_id();
-        match self.swarm.dial(options) {
-            Ok(()) => {
-                peer.dialling.insert(connection);
-                Some(connection)
-            }
-            Err(error) => {
-                peer.attempts.extend(explain(&error));
-                None
-            }
-        }
-    }
-
-    fn on_dial_failed(&mut self, node: Key, connection: ConnectionId, error: &DialError) {
-        let Some(peer) = self.peers.get_mut(&node) else { return };
-        peer.dialling.remove(&connection);
-        let attempts = explain(error);
-        peer.end_by_hand(connection, &attempts);
-        peer.attempts.extend(attempts);
-        self.end_dial(node, Instant::now());
-    }
-
-    /// If nothing more is under way to a node, the dial has failed: whoever waits is told.
-    fn end_dial(&mut self, node: Key, now: Instant) {
-        let Some(peer) = self.peers.get_mut(&node) else { return };
-        if peer.is_busy() {
-            return;
-        }
-        Counters::count(&self.m.counters.dials_failed);
-        peer.backoff.fail(now, jitter());
-        for waiting in std::mem::take(&mut peer.waiting) {
-            let _ = waiting.reply.send(Err(CallError::Unreachable { attempts: peer.attempts.clone() }));
-        }
-        self.prune(&node);
-        self.publish_missing();
-    }
-
     /// Forgets a node with which nothing is going on, unless a fresh failure is to be remembered.
     fn prune(&mut self, node: &Key) {
         let idle = |peer: &Peer| {
@@ -1071,72 +821,4 @@ impl Run<'_> {
         let _ = timeout(CLOSE, drained).await;
         tokio::time::sleep(LINGER).await;
     }
-}
-
-/// All addresses by both transports in one dial: libp2p starts QUIC first and TCP shortly after.
-pub(crate) fn dial_options(peer: libp2p::PeerId, addresses: &[SocketAddr]) -> DialOpts {
-    let both = |a: &SocketAddr| [key::multiaddr(*a, Transport::Quic), key::multiaddr(*a, Transport::Tcp)];
-    DialOpts::peer_id(peer)
-        .condition(PeerCondition::Always)
-        .addresses(addresses.iter().flat_map(both).collect())
-        .build()
-}
-
-/// Looks names up, each with a time limit. The host's resolver is read anew each time.
-pub(crate) async fn resolve(names: Vec<(String, u16)>, resolvers: &Semaphore) -> (Vec<SocketAddr>, Vec<Attempt>) {
-    let mut addresses = Vec::new();
-    let mut failed = Vec::new();
-    for (name, port) in names {
-        let _slot = resolvers.acquire().await.expect("the semaphore is never closed");
-        let why = match timeout(RESOLVE, tokio::net::lookup_host((name.as_str(), port))).await {
-            Ok(Ok(found)) => {
-                addresses.extend(found.filter(|a| crate::dial::is_dialable(*a)).take(8));
-                continue;
-            }
-            Ok(Err(error)) => format!("the name does not resolve: {error}"),
-            Err(_) => "the name did not resolve in time".to_owned(),
-        };
-        failed.push(Attempt { address: format!("{name}:{port}"), transport: None, why });
-    }
-    (addresses, failed)
-}
-
-/// What came of a dial, address by address.
-pub(crate) fn explain(error: &DialError) -> Vec<Attempt> {
-    let attempt = |address: &Multiaddr, why: String| match key::socket_address(address) {
-        Some((address, transport)) => Attempt { address: address.to_string(), transport: Some(transport), why },
-        None => Attempt { address: address.to_string(), transport: None, why },
-    };
-    match error {
-        DialError::Transport(errors) => errors
-            .iter()
-            .map(|(address, error)| match error {
-                TransportError::MultiaddrNotSupported(_) => attempt(address, "cannot be dialled from here".to_owned()),
-                TransportError::Other(error) => attempt(address, innermost(error)),
-            })
-            .collect(),
-        DialError::WrongPeerId { address, .. } => {
-            vec![attempt(address, "another node answers there".to_owned())]
-        }
-        DialError::LocalPeerId { address } => vec![attempt(address, "this node itself answers there".to_owned())],
-        DialError::Denied { .. }
-        | DialError::NoAddresses
-        | DialError::DialPeerConditionFalse(_)
-        | DialError::Aborted => Vec::new(),
-    }
-}
-
-/// The text at the bottom of a chain of errors: libp2p's layers each repeat the one below.
-pub(crate) fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut error = error;
-    while let Some(source) = error.source() {
-        error = source;
-    }
-    error.to_string()
-}
-
-/// A number that differs each time: spreading dials needs no better randomness than the hasher's seed.
-fn jitter() -> u16 {
-    let [low, high, ..] = RandomState::new().hash_one(Instant::now()).to_le_bytes();
-    u16::from_le_bytes([low, high])
 }

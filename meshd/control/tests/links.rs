@@ -459,8 +459,8 @@ async fn panic_in_the_swarm_is_reported_and_links_return() {
     b.stop().await;
 }
 
-#[tokio::test]
-async fn network_change_checks_links_and_drops_dead_ones() {
+/// Two nodes with a link whose datagrams pass a proxy.
+async fn linked_by_proxy() -> (Node, Node, UdpProxy) {
     let (mut a, mut b) = (Node::start(&Setup::new(1)), Node::start(&Setup::new(2)));
     introduce(&[&a, &b]);
     let proxy = UdpProxy::start(b.address()).await;
@@ -468,6 +468,12 @@ async fn network_change_checks_links_and_drops_dead_ones() {
     a.handle.set_wanted([b.key]);
     a.wait_up(b.key).await;
     b.wait_up(a.key).await;
+    (a, b, proxy)
+}
+
+#[tokio::test]
+async fn network_change_checks_links_and_drops_dead_ones() {
+    let (mut a, mut b, proxy) = linked_by_proxy().await;
     a.handle.greet_again().await;
     let heard = |of| move |s: &Saw| matches!(s, Saw::Greeted { node, .. } if *node == of).then_some(());
     a.wait("the other's time", heard(b.key)).await;
@@ -507,13 +513,7 @@ async fn address_given_by_hand_does_not_wait_for_a_dial_of_dead_ones() {
 
 #[tokio::test]
 async fn unanswered_request_has_its_dead_link_replaced() {
-    let (mut a, mut b) = (Node::start(&Setup::new(1)), Node::start(&Setup::new(2)));
-    introduce(&[&a, &b]);
-    let proxy = UdpProxy::start(b.address()).await;
-    a.handle.set_contacts(contacts(&[(b.key, proxy.address)]));
-    a.handle.set_wanted([b.key]);
-    a.wait_up(b.key).await;
-    b.wait_up(a.key).await;
+    let (a, b, proxy) = linked_by_proxy().await;
     proxy.cut.store(true, Ordering::SeqCst);
     a.handle.set_contacts(contacts(&[(b.key, b.address())]));
     let asked_at = Instant::now();
@@ -527,13 +527,7 @@ async fn unanswered_request_has_its_dead_link_replaced() {
 
 #[tokio::test]
 async fn link_by_hand_is_proven_and_replaces_a_dead_one() {
-    let (mut a, mut b) = (Node::start(&Setup::new(1)), Node::start(&Setup::new(2)));
-    introduce(&[&a, &b]);
-    let proxy = UdpProxy::start(b.address()).await;
-    a.handle.set_contacts(contacts(&[(b.key, proxy.address)]));
-    a.handle.set_wanted([b.key]);
-    a.wait_up(b.key).await;
-    b.wait_up(a.key).await;
+    let (a, b, proxy) = linked_by_proxy().await;
     // The link works: wherever it is asked for, it is there; but not at an address where nobody is.
     let nobody = SocketAddr::new(LOOPBACK, 9);
     let link = a.handle.connect(b.key, nobody, false, PATIENCE).await.expect("there is a link");
@@ -599,13 +593,7 @@ async fn revoked_node_hears_that_and_nothing_else() {
 
 #[tokio::test]
 async fn idle_link_is_silent() {
-    let (mut a, mut b) = (Node::start(&Setup::new(1)), Node::start(&Setup::new(2)));
-    introduce(&[&a, &b]);
-    let proxy = UdpProxy::start(b.address()).await;
-    a.handle.set_contacts(contacts(&[(b.key, proxy.address)]));
-    a.handle.set_wanted([b.key]);
-    a.wait_up(b.key).await;
-    b.wait_up(a.key).await;
+    let (a, b, proxy) = linked_by_proxy().await;
     a.ask(b.key).await;
     wait_for_quiet(&proxy.packets).await;
     let before = proxy.packets.load(Ordering::SeqCst);

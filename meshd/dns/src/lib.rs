@@ -1,14 +1,15 @@
 //! The VDC's name server and the host's resolver set-up.
 //!
-//! Main types: [`NameServer`] (answers), [`Zones`] (what it answers, replaced as a whole), [`Resolved`] (tells
-//! systemd-resolved). All three are driven by the daemon's composition root.
+//! Main types: [`NameServer`] (answers), [`Zones`] (what it answers, replaced as a whole through a [`ZonesHandle`]),
+//! [`Resolved`] (tells systemd-resolved) and [`Presence`] (when it must be told again). The daemon's composition root
+//! drives them.
 
 mod resolved;
 mod server;
 mod zones;
 
-pub use resolved::{Resolved, ResolvedError};
-pub use server::{DnsError, NameServer};
+pub use resolved::{Presence, Resolved, ResolvedError};
+pub use server::{Audience, DnsError, NameServer, ZonesHandle};
 pub use zones::{Answer, Zone, Zones};
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};

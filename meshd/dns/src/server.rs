@@ -2,12 +2,12 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::{Arc, RwLock};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
-use hickory_proto::op::{Metadata, OpCode, ResponseCode};
-use hickory_proto::rr::rdata::{A, AAAA, PTR, SOA};
-use hickory_proto::rr::{Name, RData, Record, RecordType};
+use hickory_proto::op::{Edns, Metadata, OpCode, ResponseCode};
+use hickory_proto::rr::rdata::{A, AAAA, NS, PTR, SOA};
+use hickory_proto::rr::{DNSClass, Name, RData, Record, RecordType};
 use hickory_server::Server;
 use hickory_server::net::runtime::Time;
 use hickory_server::server::{Request, RequestHandler, ResponseHandler, ResponseInfo};
@@ -22,6 +22,9 @@ const TTL_SECONDS: u32 = 5;
 const TCP_TIMEOUT: Duration = Duration::from_secs(5);
 /// Responses that may wait on one TCP connection; a slower reader blocks only itself.
 const TCP_RESPONSES_MAX: usize = 16;
+/// The largest question that is taken over UDP, as told to those who speak EDNS: what needs no fragments on any path
+/// (RFC 9715 §3). Answers rarely come near the 512 bytes of those who do not: a name, an address, an SOA.
+const UDP_PAYLOAD_BYTES: u16 = 1_232;
 
 /// Why the name server could not listen.
 #[derive(Debug, thiserror::Error)]
@@ -40,34 +43,62 @@ pub enum DnsError {
     },
 }
 
-/// A running name server. Dropping it closes its sockets.
-pub struct NameServer {
+/// Who is answered. The addresses of a VDC are the host's own, so its LAN neighbours reach them as well, and other VDCs'
+/// members may be let in by policy: names of a VDC are told to neither.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Audience {
+    /// Programs of this host only: those whose packets come from a loopback address or from one that is listened at.
+    ThisHost,
+    /// Whoever reaches the address.
+    Everyone,
+}
+
+/// The zones that name servers answer from. A cheap handle: replaced by one, read by many.
+#[derive(Clone, Debug, Default)]
+pub struct ZonesHandle {
     zones: Arc<RwLock<Arc<Zones>>>,
+}
+
+impl ZonesHandle {
+    /// Replaces everything that is known.
+    pub fn replace(&self, zones: Zones) {
+        *self.zones.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(zones);
+    }
+
+    /// What is known at this moment.
+    #[must_use]
+    pub fn load(&self) -> Arc<Zones> {
+        Arc::clone(&self.zones.read().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// A running name server. Dropping it closes its sockets soon, [`NameServer::shutdown`] at once.
+pub struct NameServer {
     server: Server<Handler>,
-    listening: Vec<SocketAddr>,
+    listening: Arc<RwLock<Vec<SocketAddr>>>,
 }
 
 impl std::fmt::Debug for NameServer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("NameServer").field("listening", &self.listening).finish_non_exhaustive()
-    }
-}
-
-impl Default for NameServer {
-    fn default() -> Self {
-        let zones = Arc::new(RwLock::new(Arc::new(Zones::default())));
-        let server = Server::new(Handler { zones: Arc::clone(&zones) });
-        Self { zones, server, listening: Vec::new() }
+        f.debug_struct("NameServer").field("listening", &self.listening()).finish_non_exhaustive()
     }
 }
 
 impl NameServer {
+    /// A server that does not listen anywhere yet.
+    #[must_use]
+    pub fn new(zones: ZonesHandle, audience: Audience) -> Self {
+        let listening = Arc::default();
+        let server = Server::new(Handler { zones, audience, listening: Arc::clone(&listening) });
+        Self { server, listening }
+    }
+
     /// Answers at one more address, UDP and TCP. Already listening there is fine. Must run inside a tokio runtime.
     ///
     /// # Errors
     /// [`DnsError`] naming the address.
     pub async fn listen(&mut self, address: SocketAddr) -> Result<SocketAddr, DnsError> {
-        if self.listening.contains(&address) {
+        if self.listening().contains(&address) {
             return Ok(address);
         }
         let error = |source: io::Error| match source.kind() {
@@ -77,38 +108,68 @@ impl NameServer {
         let udp = UdpSocket::bind(address).await.map_err(error)?;
         let bound = udp.local_addr().map_err(error)?;
         let tcp = TcpListener::bind(bound).await.map_err(error)?;
+        self.listening.write().unwrap_or_else(PoisonError::into_inner).push(bound);
         self.server.register_socket(udp);
         self.server.register_listener(tcp, TCP_TIMEOUT, TCP_RESPONSES_MAX);
-        self.listening.push(bound);
         Ok(bound)
-    }
-
-    /// Replaces everything the server knows.
-    pub fn set_zones(&self, zones: Zones) {
-        *self.zones.write().unwrap_or_else(std::sync::PoisonError::into_inner) = Arc::new(zones);
     }
 
     /// Where the server answers.
     #[must_use]
-    pub fn listening(&self) -> &[SocketAddr] {
-        &self.listening
+    pub fn listening(&self) -> Vec<SocketAddr> {
+        self.listening.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Stops answering; afterwards the addresses are free.
+    pub async fn shutdown(mut self) {
+        if self.listening().is_empty() {
+            return;
+        }
+        if let Err(error) = self.server.shutdown_gracefully().await {
+            tracing::debug!(%error, "a DNS socket had failed before it was closed");
+        }
     }
 }
 
 struct Handler {
-    zones: Arc<RwLock<Arc<Zones>>>,
+    zones: ZonesHandle,
+    audience: Audience,
+    listening: Arc<RwLock<Vec<SocketAddr>>>,
+}
+
+impl Handler {
+    fn admits(&self, source: IpAddr) -> bool {
+        let is_ours = || {
+            let listening = self.listening.read().unwrap_or_else(PoisonError::into_inner);
+            listening.iter().any(|address| address.ip() == source)
+        };
+        self.audience == Audience::Everyone || source.to_canonical().is_loopback() || is_ours()
+    }
 }
 
 #[async_trait::async_trait]
 impl RequestHandler for Handler {
     async fn handle_request<R: ResponseHandler, T: Time>(&self, request: &Request, mut response: R) -> ResponseInfo {
-        let zones = Arc::clone(&self.zones.read().unwrap_or_else(std::sync::PoisonError::into_inner));
-        let reply = reply(&zones, request);
+        let reply = if request.edns.as_ref().is_some_and(|edns| edns.version() > 0) {
+            Reply::code(ResponseCode::BADVERS)
+        } else if self.admits(request.src().ip()) {
+            reply(&self.zones.load(), request)
+        } else {
+            Reply::code(ResponseCode::Refused)
+        };
         let mut metadata = Metadata::response_from_request(&request.metadata);
         metadata.response_code = reply.code;
-        metadata.authoritative = reply.code != ResponseCode::Refused;
+        metadata.authoritative = matches!(reply.code, ResponseCode::NoError | ResponseCode::NXDomain);
+        // Our own, not the question's: options that we do not know must not come back (RFC 6891 §6.1.2).
+        let edns = request.edns.as_ref().map(|asked| {
+            let mut edns = Edns::new();
+            edns.set_max_payload(UDP_PAYLOAD_BYTES);
+            edns.set_dnssec_ok(asked.flags().dnssec_ok); // copied: RFC 3225 §3
+            edns.set_rcode_high(reply.code.high());
+            edns
+        });
         let mut builder = MessageResponseBuilder::from_message_request(request);
-        if let Some(edns) = request.edns.as_ref() {
+        if let Some(edns) = &edns {
             builder.edns(edns);
         }
         let message = builder.build(metadata, &reply.answers, [], &reply.authority, []);
@@ -132,6 +193,12 @@ impl Reply {
     fn code(code: ResponseCode) -> Self {
         Self { code, answers: vec![], authority: vec![] }
     }
+
+    /// The name exists; without answers the zone's SOA says for how long there are none (RFC 2308 §2.2).
+    fn found(answers: Vec<Record>, zone: Option<&str>) -> Self {
+        let authority = if answers.is_empty() { zone.and_then(soa).into_iter().collect() } else { vec![] };
+        Self { code: ResponseCode::NoError, answers, authority }
+    }
 }
 
 fn reply(zones: &Zones, request: &Request) -> Reply {
@@ -139,45 +206,50 @@ fn reply(zones: &Zones, request: &Request) -> Reply {
         return Reply::code(ResponseCode::NotImp);
     }
     let Ok(info) = request.request_info() else { return Reply::code(ResponseCode::FormErr) };
-    let owner = Name::from(info.query.name());
-    let mut text = owner.to_ascii().to_ascii_lowercase();
-    if text.ends_with('.') {
-        text.pop();
+    let wanted = info.query.query_type();
+    let is_of_class = matches!(info.query.query_class(), DNSClass::IN | DNSClass::ANY);
+    // There is no other class, and zones are handed out to nobody.
+    if !is_of_class || matches!(wanted, RecordType::AXFR | RecordType::IXFR) {
+        return Reply::code(ResponseCode::Refused);
     }
+    let owner = info.query.original().name().clone();
+    let is_wanted = |kind: RecordType| wanted == kind || wanted == RecordType::ANY;
     let record = |data| Record::from_rdata(owner.clone(), TTL_SECONDS, data);
-    match zones.lookup(&text) {
+    match zones.lookup(&text_of(&owner)) {
         Answer::Foreign => Reply::code(ResponseCode::Refused),
-        Answer::NoSuchName { zone } => Reply { authority: soa(zone), ..Reply::code(ResponseCode::NXDomain) },
-        Answer::Pointer { target } => {
-            let wanted = matches!(info.query.query_type(), RecordType::PTR | RecordType::ANY);
-            let target = wanted.then(|| Name::from_ascii(format!("{target}.")).ok()).flatten();
-            let answers = target.map(|name| record(RData::PTR(PTR(name)))).into_iter().collect();
-            Reply { answers, ..Reply::code(ResponseCode::NoError) }
+        Answer::NoSuchName { zone } => {
+            Reply { authority: soa(zone).into_iter().collect(), ..Reply::code(ResponseCode::NXDomain) }
+        }
+        Answer::Apex { zone } => {
+            let start = is_wanted(RecordType::SOA).then(|| soa(zone)).flatten();
+            let server = is_wanted(RecordType::NS).then(|| record(RData::NS(NS(owner.clone()))));
+            Reply::found(start.into_iter().chain(server).collect(), Some(zone))
+        }
+        Answer::Pointer { zone, target } => {
+            let target = is_wanted(RecordType::PTR).then(|| Name::from_ascii(format!("{target}.")).ok()).flatten();
+            Reply::found(target.map(|name| record(RData::PTR(PTR(name)))).into_iter().collect(), zone)
         }
         Answer::Addresses { zone, addresses } => {
-            let wanted = info.query.query_type();
-            let answers: Vec<Record> = addresses
-                .iter()
-                .filter_map(|address| match (address, wanted) {
-                    (IpAddr::V4(v4), RecordType::A | RecordType::ANY) => Some(record(RData::A(A(*v4)))),
-                    (IpAddr::V6(v6), RecordType::AAAA | RecordType::ANY) => Some(record(RData::AAAA(AAAA(*v6)))),
-                    _ => None,
-                })
-                .collect();
-            let authority = if answers.is_empty() { soa(zone) } else { vec![] };
-            Reply { answers, authority, ..Reply::code(ResponseCode::NoError) }
+            let data = |address: &IpAddr| match address {
+                IpAddr::V4(v4) => is_wanted(RecordType::A).then_some(RData::A(A(*v4))),
+                IpAddr::V6(v6) => is_wanted(RecordType::AAAA).then_some(RData::AAAA(AAAA(*v6))),
+            };
+            Reply::found(addresses.iter().filter_map(data).map(record).collect(), Some(zone))
         }
     }
 }
 
-/// The zone's SOA, which tells resolvers how long to remember that something is not there (RFC 2308 §5).
-fn soa(zone: &str) -> Vec<Record> {
-    let name = |text: String| Name::from_ascii(text).ok();
-    let record = || {
-        let owner = name(format!("{zone}."))?;
-        let (primary, mailbox) = (name(format!("ns.{zone}."))?, name(format!("hostmaster.{zone}."))?);
-        let soa = SOA::new(primary, mailbox, 1, 3600, 600, 86_400, TTL_SECONDS);
-        Some(Record::from_rdata(owner, TTL_SECONDS, RData::SOA(soa)))
-    };
-    record().into_iter().collect()
+/// As [`Zones`] want it: lower case, no final dot. A dot inside a label is not one between labels.
+fn text_of(name: &Name) -> String {
+    let text = name.to_ascii().to_ascii_lowercase().replace("\\.", "\\046");
+    text.strip_suffix('.').map(str::to_owned).unwrap_or(text)
+}
+
+/// The zone's SOA, which tells resolvers how long to remember that something is not there (RFC 2308 §5). Like the zones
+/// that resolvers serve themselves (RFC 6303 §3), it is its own name server and nobody's to write to.
+fn soa(zone: &str) -> Option<Record> {
+    let owner = Name::from_ascii(format!("{zone}.")).ok()?;
+    let nobody = Name::from_ascii("nobody.invalid.").ok()?;
+    let soa = SOA::new(owner.clone(), nobody, 1, 3600, 600, 86_400, TTL_SECONDS);
+    Some(Record::from_rdata(owner, TTL_SECONDS, RData::SOA(soa)))
 }

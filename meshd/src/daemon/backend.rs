@@ -1,6 +1,6 @@
 //! The API's operations.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -16,7 +16,7 @@ use vdc::sync::{Message, Packed};
 use vdc::{Ipv4Block, Name};
 use vdc_api::{self as api, ApiError, ErrorCode};
 
-use super::{Daemon, IN_USE_FILE, metrics};
+use super::{Daemon, IN_USE_FILE, metrics, pinging};
 use crate::clock::system_time;
 use crate::data_plane::DataPlane;
 use crate::entropy::random;
@@ -26,7 +26,6 @@ use crate::ping::Pinger;
 use crate::vdc_core::{
     Core, CoreHandle, Revoked, Wish, chain, found, id_of, parse_name, parse_owner_key, print_owner_key,
 };
-use crate::views;
 
 /// How long a revocation waits for members to confirm it before it answers.
 const CONFIRM_TIMEOUT: Duration = Duration::from_secs(2);
@@ -89,7 +88,7 @@ impl Backend for Operations {
         drop(not_served);
         let mut vdcs = vec![];
         for handle in handles {
-            let dns = self.shared.dns.view(format!("{}.{}", handle.alias(), views::TOP_DOMAIN)).await;
+            let dns = self.shared.dns.view(handle.alias().as_str()).await;
             vdcs.push(handle.with(move |core| core.status(dns)).await??);
         }
         Ok(api::Status {
@@ -395,7 +394,7 @@ impl Backend for Operations {
                 .map_err(|error| crate::error::system("cannot open an ICMP socket", &error))?;
             (Some(pinger), destination)
         };
-        Ok(ping_stream(handle, pinger, query, node, destination))
+        Ok(pinging::events(handle, pinger, query, node, destination))
     }
 
     async fn invite_list(&self, vdc: &str) -> Result<api::InviteList, ApiError> {
@@ -519,7 +518,7 @@ impl Daemon {
         let vdc = handle.with(|core| core.vdc_view()).await?;
         let text = format!("this node joined as {}", node.fqdn);
         self.shared.events.push(api::Severity::Info, "joined", Some(alias.as_str()), None, text);
-        let dns = self.shared.dns.view(vdc.domain.clone()).await;
+        let dns = self.shared.dns.view(&vdc.name).await;
         Ok(api::Joined {
             vdc,
             node: node.name,
@@ -633,83 +632,4 @@ async fn resolve(text: &str) -> Result<Vec<SocketAddr>, ApiError> {
     let found = tokio::net::lookup_host(text).await.map_err(|e| error(format!("{text:?} is no address: {e}")))?;
     let found: Vec<SocketAddr> = found.take(8).collect();
     if found.is_empty() { Err(error(format!("{text:?} has no address"))) } else { Ok(found) }
-}
-
-/// What [`ping_stream`] goes on from.
-struct Pinging {
-    handle: CoreHandle,
-    /// None: over the infra plane.
-    pinger: Option<Pinger>,
-    query: api::PingQuery,
-    node: api::NodeView,
-    destination: IpAddr,
-    sequence: u32,
-    next: tokio::time::Instant,
-}
-
-fn ping_stream(
-    handle: CoreHandle,
-    pinger: Option<Pinger>,
-    query: api::PingQuery,
-    node: api::NodeView,
-    destination: IpAddr,
-) -> Items<api::PingEvent> {
-    let started = api::PingEvent::Started {
-        node: node.name.clone(),
-        site: node.site.clone(),
-        address: destination.to_string(),
-        size_bytes: query.size_bytes,
-    };
-    let next = tokio::time::Instant::now();
-    let state = Pinging { handle, pinger, query, node, destination, sequence: 0, next };
-    let replies = stream::unfold(state, |mut state| async move {
-        if state.query.count.is_some_and(|count| state.sequence >= count) {
-            return None;
-        }
-        tokio::time::sleep_until(state.next).await;
-        state.next = tokio::time::Instant::now() + Duration::from_millis(u64::from(state.query.interval_ms.max(100)));
-        state.sequence += 1;
-        let event = state.once().await;
-        Some((event, state))
-    });
-    stream::once(async { Ok(started) }).chain(replies.map(Ok)).boxed()
-}
-
-impl Pinging {
-    async fn once(&self) -> api::PingEvent {
-        let seq = self.sequence;
-        let wire = u16::try_from(seq % (1 << 16)).expect("reduced to 16 bits");
-        let timeout = Duration::from_millis(u64::from(self.query.timeout_ms.clamp(100, 60_000)));
-        let answer = match &self.pinger {
-            Some(pinger) => pinger.ping(wire, timeout).await.map_err(|error| error.to_string()),
-            None => self.ask_infra(timeout).await,
-        };
-        match answer {
-            Ok(Some(rtt)) => {
-                let key = self.node.key.clone();
-                let path = self.handle.with(move |core| core.path_to(&key)).await.ok().flatten();
-                let rtt_ms = (rtt.as_secs_f64() * 1e6).round() / 1e3;
-                api::PingEvent::Reply { seq, rtt_ms, size_bytes: self.query.size_bytes, path }
-            }
-            Ok(None) => {
-                let key = self.node.key.clone();
-                let why = self.handle.with(move |core| core.why_unreached(&key)).await.ok().flatten();
-                api::PingEvent::Lost {
-                    seq,
-                    reason: why.unwrap_or_else(|| format!("no reply from {}", self.destination)),
-                }
-            }
-            Err(reason) => api::PingEvent::Lost { seq, reason },
-        }
-    }
-
-    async fn ask_infra(&self, timeout: Duration) -> Result<Option<Duration>, String> {
-        let key = self.node.key.clone();
-        let route = self.handle.with(move |core| core.infra_route(&key)).await.and_then(|route| route);
-        let route = route.map_err(|error| error.to_string())?;
-        match tokio::time::timeout(timeout, route.ask()).await {
-            Ok(answered) => answered.map(Some).map_err(|error| chain(&error)),
-            Err(_) => Ok(None),
-        }
-    }
 }

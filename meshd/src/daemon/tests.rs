@@ -50,7 +50,7 @@ async fn panic_and_come_back() {
         membership: Mutex::new(()),
         token: CancellationToken::new(),
         shared: Shared {
-            dns: Arc::new(DnsHub::start(config.dns.clone()).await),
+            dns: Arc::new(DnsHub::new(config.dns.clone())),
             config,
             events: Events::default(),
             boot_nonce: random(),

@@ -4,12 +4,10 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use meshd_state::Changes;
 use vdc::address::{HOST, INFRA};
-use vdc::invite::{INVITE_USES_MAX, Invite, InviteOptions, InviteRegistrar, InviteState};
-use vdc::record::{BlockMatch, ContactAddress, Role, Signed};
+use vdc::record::{BlockMatch, Role, Signed};
 use vdc::roster::{MemberView, issue};
-use vdc::{Hash, InviteId, Key, Name, SiteNumber};
+use vdc::{Hash, Key, Name};
 use vdc_api::{self as api, ApiError, ErrorCode};
 
 use super::Core;
@@ -18,12 +16,8 @@ use crate::entropy::random;
 use crate::infra::{InfraError, InfraTls, ask_hello};
 use crate::views;
 
-/// Longest life of an invite: a year. A longer one is a standing door.
-const INVITE_LIFETIME_MAX: Duration = Duration::from_secs(366 * 86_400);
 /// Members that are looked for at an address given without a node, those without a link first: each costs a dial.
 const PLACES_MAX: usize = 64;
-/// Invites kept, open or ended; the oldest ended ones make room.
-const INVITES_MAX: usize = 4096;
 
 /// Parses a name given by a user.
 pub(crate) fn parse_name(field: &str, text: &str) -> Result<Name, ApiError> {
@@ -54,38 +48,6 @@ impl Core {
             let text = error.to_string();
             ApiError::new(code, text.split("; ").next().unwrap_or(&text)).hint(hint)
         })
-    }
-
-    // ---- exposure
-
-    pub(crate) fn exposure_change(&mut self, change: &api::ExposureChange) -> Result<api::ExposureView, ApiError> {
-        let parse = |field: &str, texts: &[String]| {
-            texts
-                .iter()
-                .enumerate()
-                .map(|(i, text)| {
-                    let spec: Result<api::PortSpec, _> = text.parse();
-                    spec.map(views::port_range)
-                        .map_err(|e| ApiError::bad_request(&format!("{field}[{i}]"), e.to_string()))
-                })
-                .collect::<Result<Vec<_>, _>>()
-        };
-        let (add, remove) = (parse("add", &change.add)?, parse("remove", &change.remove)?);
-        let own = self.own().ok_or_else(not_a_member)?;
-        let held = own.ports().to_vec();
-        let mut ports: Vec<_> = held.iter().copied().chain(add).collect();
-        for gone in &remove {
-            ports = ports.iter().flat_map(|range| without(range, gone)).collect();
-        }
-        let wanted = normalised(&ports);
-        if wanted.len() > 256 {
-            return Err(ApiError::bad_request("add", "a node can declare at most 256 port ranges"));
-        }
-        if wanted != normalised(&held) {
-            self.publish(Signer::Node, |view, key| issue::exposure(view, key, wanted.clone()))?;
-        }
-        let own = self.own().ok_or_else(not_a_member)?;
-        Ok(self.with_context(|context| context.exposure(own)))
     }
 
     // ---- grants
@@ -217,250 +179,6 @@ impl Core {
         view.lifted = true;
         view.record = self.with_context(|context| context.record_or_hash("block", &hash));
         Ok(view)
-    }
-
-    // ---- joining again
-
-    /// Whether this is the VDC of that id.
-    pub(crate) fn is_of(&self, vdc: &vdc::VdcId) -> bool {
-        self.view.vdc == *vdc
-    }
-
-    /// # Errors
-    /// [`ApiError`] unless this node is a member by that very invite.
-    pub(crate) fn check_joined_by(&self, invite: &InviteId) -> Result<(), ApiError> {
-        self.check_not_revoked()?;
-        if self.joined_by.as_ref() == Some(invite) {
-            return Ok(());
-        }
-        let text = format!("this node is a member of the VDC already, as {}", self.own_node()?.fqdn);
-        let how = match &self.joined_by {
-            Some(used) => format!("it joined by invite {}, not by this token's {}", used, invite),
-            None => "it founded the VDC and joined by no invite".to_owned(),
-        };
-        Err(ApiError::new(ErrorCode::Conflict, text)
-            .cause(how)
-            .hint("nothing is left to do, and the token was not used; to join anew, run `meshctl leave` first"))
-    }
-
-    // ---- sites and invites
-
-    /// Finds or founds a site. Returns its number and whether it is new.
-    fn ensure_site(&mut self, name: &Name) -> Result<(SiteNumber, bool), ApiError> {
-        if let Some(site) = self.view.site_by_name(name.as_str()) {
-            return Ok((site.number, false));
-        }
-        let founder = self.own().ok_or_else(not_a_member)?.site;
-        let now = self.now();
-        self.publish(Signer::NodeOrOwner, |view, key| issue::site(view, key, name, founder, now))?;
-        let site = self.view.site_by_name(name.as_str());
-        let site = site.ok_or_else(|| ApiError::new(ErrorCode::Internal, "the new site is not in the view"))?;
-        Ok((site.number, true))
-    }
-
-    pub(crate) fn invite_create(&mut self, request: &api::InviteCreate) -> Result<api::InviteCreated, ApiError> {
-        let uses = u16::try_from(request.uses).ok().filter(|uses| (1..=INVITE_USES_MAX).contains(uses));
-        let uses =
-            uses.ok_or_else(|| ApiError::bad_request("uses", format!("an invite has 1 to {INVITE_USES_MAX} uses")))?;
-        let name = match &request.site {
-            Some(text) => parse_name("site", text)?,
-            None => self.own().ok_or_else(not_a_member)?.site_name.clone(),
-        };
-        let (site, site_created) = self.ensure_site(&name)?;
-        self.invite(site, uses, request.expires_s, request.ephemeral, false, site_created)
-    }
-
-    pub(crate) fn site_add(&mut self, request: &api::SiteAdd) -> Result<api::SiteAdded, ApiError> {
-        if request.ipv4.is_some() {
-            return Err(ApiError::bad_request("ipv4", "a site's IPv4 block is the next free one of the VDC's range")
-                .hint("leave --ipv4 out"));
-        }
-        let name = parse_name("name", &request.name)?;
-        let (number, created) = self.ensure_site(&name)?;
-        let site = self.view.sites.get(&number).ok_or_else(not_a_member)?;
-        if site.registrars.iter().any(|r| r.active && !r.closed) && !created {
-            return Err(ApiError::new(ErrorCode::Conflict, format!("site {name} has its own registrar already"))
-                .hint(format!("invite further nodes with `meshctl invite create --site {name}` there")));
-        }
-        if !self.view.is_admin(&self.own_key()) {
-            return Err(ApiError::refused("only an admin can give a site its own registrar")
-                .hint("run the command on an admin's node (`meshctl node list` shows roles)"));
-        }
-        let invite = self.invite(number, 1, request.expires_s, false, true, created)?;
-        let site = self.view.sites.get(&number).ok_or_else(not_a_member)?;
-        Ok(api::SiteAdded { site: self.with_context(|context| context.site(site)), invite, existed: !created })
-    }
-
-    fn invite(
-        &mut self,
-        site: SiteNumber,
-        uses: u16,
-        expires_s: u64,
-        ephemeral: bool,
-        founder: bool,
-        site_created: bool,
-    ) -> Result<api::InviteCreated, ApiError> {
-        let lifetime = Duration::from_secs(expires_s);
-        if lifetime.is_zero() || lifetime > INVITE_LIFETIME_MAX {
-            return Err(ApiError::bad_request("expires_s", "an invite lasts 1 second to 366 days"));
-        }
-        let own_key = self.own_key();
-        let allowed = self.view.registrars_for(site).iter().any(|r| r.key == own_key);
-        if !allowed {
-            let name = self.view.sites.get(&site).map_or_else(String::new, |s| s.name.to_string());
-            return Err(ApiError::refused(format!("this node is not a registrar of site {name}"))
-                .hint("create the invite on a registrar of that site (`meshctl node list` shows roles)"));
-        }
-        let now = self.now();
-        let options = InviteOptions { site, uses, expires: now.plus(lifetime), founder, ephemeral };
-        let doors = self.doors();
-        let (id, seed) = (InviteId(random()), random());
-        let (invite, state) = InviteState::create(&self.view, &self.secrets.node, doors, &options, id, seed, now)
-            .map_err(|error| super::issuing::refused(&error))?;
-        self.forget_old_invites();
-        if self.invites.len() >= INVITES_MAX {
-            return Err(ApiError::new(ErrorCode::Conflict, format!("{INVITES_MAX} invites are open"))
-                .hint("end some with `meshctl invite revoke`"));
-        }
-        let encoded = state.encode();
-        self.transact(|_| Ok(((), vec![], Changes { put_invites: vec![(invite.id, encoded)], ..Changes::default() })))?;
-        self.invites.insert(invite.id, state);
-        self.open_door();
-        let token = invite.token();
-        let view = self.invites.get(&invite.id).map(|state| self.invite_view(&invite.id, state));
-        let view = view.ok_or_else(|| ApiError::new(ErrorCode::Internal, "the invite was just made"))?;
-        Ok(api::InviteCreated { token, invite: view, reachability: self.reachability(&invite), site_created })
-    }
-
-    /// Ended invites go when there is no room, oldest first; their audit trail stays in the records.
-    fn forget_old_invites(&mut self) {
-        if self.invites.len() < INVITES_MAX {
-            return;
-        }
-        let now = self.now();
-        let ended: Vec<InviteId> = self
-            .invites
-            .iter()
-            .filter(|(_, s)| s.check_open(now).is_err())
-            .map(|(id, _)| *id)
-            .take(INVITES_MAX / 4)
-            .collect();
-        for id in ended {
-            self.invites.remove(&id);
-            let changes = Changes { remove_invites: vec![id], ..Changes::default() };
-            if self.store.commit(&changes).is_err() {
-                return; // reported by the next write that matters
-            }
-        }
-    }
-
-    pub(crate) fn invite_list(&self) -> api::InviteList {
-        let mut invites: Vec<_> = self.invites.iter().map(|(id, state)| self.invite_view(id, state)).collect();
-        invites.sort_by(|a, b| (&b.created_at, &a.id).cmp(&(&a.created_at, &b.id)));
-        api::InviteList { vdc: self.alias.to_string(), invites }
-    }
-
-    pub(crate) fn invite_revoke(&mut self, text: &str) -> Result<api::InviteView, ApiError> {
-        let mut fitting = self.invites.keys().filter(|id| text.len() >= 4 && id.to_string().starts_with(text));
-        let id = match (fitting.next(), fitting.next()) {
-            (Some(id), None) => *id,
-            (None, _) => {
-                return Err(ApiError::not_found(format!("no invite of this registrar begins with {text:?}"))
-                    .hint("`meshctl invite list` shows them; give at least 4 digits"));
-            }
-            (Some(_), Some(_)) => {
-                return Err(ApiError::new(ErrorCode::AmbiguousName, format!("several invites begin with {text:?}"))
-                    .hint("give more digits"));
-            }
-        };
-        let mut state = self.invites.get(&id).cloned().ok_or_else(not_a_member)?;
-        state.revoked = true;
-        let changes = Changes { put_invites: vec![(id, state.encode())], ..Changes::default() };
-        self.transact(|_| Ok(((), vec![], changes)))?;
-        self.invites.insert(id, state);
-        let state = self.invites.get(&id).ok_or_else(not_a_member)?;
-        Ok(self.invite_view(&id, state))
-    }
-
-    fn invite_view(&self, id: &InviteId, state: &InviteState) -> api::InviteView {
-        let now = self.now();
-        let kind = if state.revoked {
-            api::InviteState::Revoked
-        } else if state.uses_left == 0 {
-            api::InviteState::Used
-        } else if now > state.expires {
-            api::InviteState::Expired
-        } else {
-            api::InviteState::Open
-        };
-        let redeemed = state.redeemed.iter().map(|(node, _)| api::RedemptionView {
-            node: self.with_context(|context| context.name_of(node)),
-            key: node.to_string(),
-            at: None,
-            address: None,
-        });
-        let used = u32::try_from(state.redeemed.len()).unwrap_or(u32::MAX);
-        api::InviteView {
-            id: id.to_string(),
-            site: self.view.sites.get(&state.site).map_or_else(|| state.site.0.to_string(), |s| s.name.to_string()),
-            state: kind,
-            created_at: state.created.to_string(),
-            expires_at: state.expires.to_string(),
-            expires_in_s: state.expires.since(now).as_secs(),
-            uses: u32::from(state.uses_left).saturating_add(used),
-            uses_left: u32::from(state.uses_left),
-            ephemeral: state.ephemeral,
-            founder: state.founder,
-            registrar: self.with_context(|context| context.name_of(&context.own)),
-            redeemed: redeemed.collect(),
-        }
-    }
-
-    /// The door to an invite of ours: advertised names first, then what peers see, then own addresses.
-    fn doors(&self) -> Vec<InviteRegistrar> {
-        let port = self.door_port.unwrap_or(self.ports().door);
-        vec![InviteRegistrar { key: self.own_key(), addresses: self.underlay_addresses(port) }]
-    }
-
-    /// Says whether a joiner could come in by the addresses in the invite.
-    fn reachability(&self, invite: &Invite) -> api::Reachability {
-        let addresses = &invite.registrar().addresses;
-        let advertised = !self.shared.config.network.advertise.is_empty();
-        let public = |address: &ContactAddress| match address {
-            ContactAddress::Dns(..) => true,
-            ContactAddress::Ip(ip, _) => is_public(*ip),
-        };
-        let seen_from_outside = self.observed.keys().any(|ip| is_public(*ip) && self.local_addresses.contains(ip));
-        let (verdict, message, hint) = if addresses.is_empty() {
-            (
-                api::ReachabilityVerdict::Unreachable,
-                "this node has no address that anybody could reach",
-                Some("bring a network interface up, or set `network.advertise` in /etc/meshd/meshd.toml"),
-            )
-        } else if seen_from_outside {
-            (api::ReachabilityVerdict::Reachable, "peers reach this node at a public address", None)
-        } else if advertised || addresses.iter().any(public) {
-            (
-                api::ReachabilityVerdict::Likely,
-                "the invite holds a public address or name, but nobody has come in by it yet",
-                None,
-            )
-        } else {
-            (
-                api::ReachabilityVerdict::LocalOnly,
-                "the invite holds private addresses only: boxes on networks that route to them can join",
-                Some(
-                    "for boxes elsewhere, forward one UDP port at this site to this box's door port, or use IPv6, and set \
-                     `network.advertise` in /etc/meshd/meshd.toml",
-                ),
-            )
-        };
-        api::Reachability {
-            verdict,
-            message: message.into(),
-            hint: hint.map(str::to_owned),
-            addresses: addresses.iter().map(views::contact_text).collect(),
-        }
     }
 
     // ---- renewing and routes of the host
@@ -661,37 +379,6 @@ fn grantable(field: &str, text: &str) -> Result<Role, ApiError> {
     }
 }
 
-/// Ascending, overlapping and adjacent ranges joined.
-fn normalised(ports: &[vdc::record::PortRange]) -> Vec<vdc::record::PortRange> {
-    let mut sorted = ports.to_vec();
-    sorted.sort();
-    let mut joined: Vec<vdc::record::PortRange> = vec![];
-    for range in sorted {
-        match joined.last_mut() {
-            Some(last) if last.protocol == range.protocol && u32::from(range.first) <= u32::from(last.last) + 1 => {
-                last.last = last.last.max(range.last);
-            }
-            _ => joined.push(range),
-        }
-    }
-    joined
-}
-
-/// What is left of `range` without `gone`.
-fn without(range: &vdc::record::PortRange, gone: &vdc::record::PortRange) -> Vec<vdc::record::PortRange> {
-    if range.protocol != gone.protocol || gone.last < range.first || range.last < gone.first {
-        return vec![*range];
-    }
-    let mut left = vec![];
-    if range.first < gone.first {
-        left.push(vdc::record::PortRange { last: gone.first - 1, ..*range });
-    }
-    if gone.last < range.last {
-        left.push(vdc::record::PortRange { first: gone.last + 1, ..*range });
-    }
-    left
-}
-
 /// Whether an address can be reached over the internet, as far as the address itself tells (RFC 6890).
 pub(super) fn is_public(ip: IpAddr) -> bool {
     match ip {
@@ -708,22 +395,7 @@ pub(super) fn is_public(ip: IpAddr) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use vdc::record::{PortRange, Protocol};
-
     use super::*;
-
-    fn range(first: u16, last: u16) -> PortRange {
-        PortRange { protocol: Protocol::Tcp, first, last }
-    }
-
-    #[test]
-    fn ports_join_and_leave_gaps() {
-        assert_eq!(normalised(&[range(82, 90), range(80, 80), range(81, 81)]), [range(80, 90)]);
-        assert_eq!(without(&range(80, 90), &range(85, 86)), [range(80, 84), range(87, 90)]);
-        assert_eq!(without(&range(80, 90), &range(1, 65535)), []);
-        let udp = PortRange { protocol: Protocol::Udp, first: 80, last: 90 };
-        assert_eq!(without(&range(80, 90), &udp), [range(80, 90)]);
-    }
 
     #[test]
     fn public_addresses_are_told_from_private_ones() {

@@ -32,6 +32,8 @@ const RENEWAL_PAUSE_MAX: Duration = Duration::from_secs(3_600);
 const RENEWAL_TIMEOUT: Duration = Duration::from_secs(15);
 /// Revoked nodes that are told so when they come back.
 const REVOKED_MAX: usize = 1024;
+/// Length of [`vdc::address::vdc_prefix`].
+const VDC_PREFIX_LENGTH: u8 = 48;
 /// Own addresses that a contact lists.
 const CONTACT_ADDRESSES_MAX: usize = 12;
 
@@ -162,14 +164,11 @@ impl Core {
                 .collect();
             (member.full_name(), addresses)
         });
-        let zone = Zone { hosts: hosts.collect() };
-        let domain = format!("{}.{}", self.alias, views::TOP_DOMAIN);
-        let (dns, alias) = (Arc::clone(&self.shared.dns), self.alias.to_string());
+        let mut networks = vec![(IpAddr::from(vdc::address::vdc_prefix(&self.view.vdc)), VDC_PREFIX_LENGTH)];
+        networks.extend(self.view.ipv4.map(|block| (IpAddr::from(block.network()), block.length())));
+        let zone = Zone { hosts: hosts.collect(), networks };
         let interface = self.data.host_interface_index().map(|index| (index, self.data.host_addresses()));
-        self.spawn(async move {
-            dns.set_zone(&alias, domain, zone, interface).await;
-            Done::Nothing
-        });
+        self.shared.dns.set_zone(self.alias.as_str(), zone, interface);
     }
 
     // ---- where we are

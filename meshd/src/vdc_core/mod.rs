@@ -8,6 +8,8 @@ mod authority;
 mod commands;
 mod door;
 mod effects;
+mod exposure;
+mod invites;
 mod issuing;
 mod revoked;
 mod status;

@@ -97,9 +97,16 @@ pub(crate) struct Shared<C> {
 
 impl<C> Shared<C> {
     fn punt(&self, punt: Punt) {
-        if !self.mailbox.punt(punt.bytes(), punt) {
+        self.try_punt(punt);
+    }
+
+    /// Whether there was room.
+    fn try_punt(&self, punt: Punt) -> bool {
+        let has_room = self.mailbox.punt(punt.bytes(), punt);
+        if !has_room {
             self.counters.queue_full_dropped.increment();
         }
+        has_room
     }
 }
 
@@ -376,11 +383,8 @@ impl<C> Receiver<'_, C> {
             route.tunnel.activity.received(bytes, now);
         }
         if authentic && route.remote != Some(remote) {
-            let mut told = route.told.lock();
-            if *told != Some(remote) {
-                *told = Some(remote);
-                self.shared.punt(Punt::Roamed { slot: route.slot, index: route.index, remote });
-            }
+            let notice = Punt::Roamed { slot: route.slot, index: route.index, remote };
+            route.told.tell_once(remote, || self.shared.try_punt(notice));
         }
     }
 
@@ -430,7 +434,7 @@ impl<C> Receiver<'_, C> {
             Admission::Probe => {
                 let (slot, index, packet) = (route.slot, route.index, packet.to_vec());
                 shared.punt(Punt::Probe { slot, index, remote, packet });
-                // Probes try every path on purpose; they say nothing about where the peer is.
+                // Probes try every path on purpose; whether the peer is there, the overlay reads in the probe itself.
                 Fate::Dropped
             }
             Admission::SourceNotPeer => {

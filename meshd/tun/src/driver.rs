@@ -25,7 +25,7 @@ use crate::mailbox::{Mail, Mailbox};
 use crate::metrics::Counters;
 use crate::noise::BoringFactory;
 use crate::offload::VnetHeader;
-use crate::snapshot::{Route, SESSION_BITS, Snapshot, VdcRoutes, VdcSlot};
+use crate::snapshot::{Route, SESSION_BITS, Snapshot, Told, VdcRoutes, VdcSlot};
 use crate::socket::{MagicSocket, Outbox, SocketError, SocketOffloads};
 use crate::tun::{Tun, TunOffloads};
 
@@ -565,7 +565,7 @@ impl Vdc {
                     ipv4: live.ipv4,
                     index: live.index.0,
                     remote: live.path.map(|path| path.remote),
-                    told: Mutex::new(None),
+                    told: Told::default(),
                 })
             })
             .collect();

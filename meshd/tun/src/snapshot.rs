@@ -45,6 +45,21 @@ impl Hasher for RandomKeyHasher {
 
 type RandomKeyMap<K, V> = HashMap<K, V, BuildHasherDefault<RandomKeyHasher>>;
 
+/// The other address that the overlay was last told about: once is enough, if it arrives.
+#[derive(Debug, Default)]
+pub(crate) struct Told(Mutex<Option<SocketAddr>>);
+
+impl Told {
+    /// Tells the overlay of `remote` unless it has been told. A notice that `tell` had no room for was not told: the next
+    /// packet from there tries again, or the peer's move would go unnoticed for as long as the snapshot lasts.
+    pub(crate) fn tell_once(&self, remote: SocketAddr, tell: impl FnOnce() -> bool) {
+        let mut told = self.0.lock();
+        if *told != Some(remote) && tell() {
+            *told = Some(remote);
+        }
+    }
+}
+
 /// A live tunnel, and what may go through it.
 #[derive(Debug)]
 pub(crate) struct Route {
@@ -57,8 +72,7 @@ pub(crate) struct Route {
     pub(crate) index: u32,
     /// Where sealed packets go; `None` until the overlay knows that the tunnel is up.
     pub(crate) remote: Option<SocketAddr>,
-    /// The other address that the overlay was last told about.
-    pub(crate) told: Mutex<Option<SocketAddr>>,
+    pub(crate) told: Told,
 }
 
 impl Route {
@@ -176,5 +190,24 @@ fn addresses(packet: &[u8]) -> Option<Addresses> {
             Some(Addresses::V6 { source: source.into(), destination: destination.into() })
         }
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn notice_that_found_no_room_is_given_again() {
+        let (told, here) = (Told::default(), SocketAddr::from(([192, 0, 2, 1], 1)));
+        let there = SocketAddr::from(([192, 0, 2, 2], 1));
+        let mut given = vec![];
+        for (remote, room) in [(here, false), (here, true), (here, true), (there, true), (here, true)] {
+            told.tell_once(remote, || {
+                given.push((remote, room));
+                room
+            });
+        }
+        assert_eq!(given, [(here, false), (here, true), (there, true), (here, true)]);
     }
 }

@@ -5,7 +5,7 @@
 //! in distress or the network has changed, never because a probe was lost.
 //!
 //! Both ends must not chase each other: the end that *leads* chooses by tier and round-trip time, the other *follows*
-//! the data that it gets.
+//! the data that it gets. Probes over the path in use say so and count as data: they repeat what one lost packet told.
 //!
 //! ```text
 //!            handshake answered                     two re-keys unanswered

@@ -282,7 +282,8 @@ impl<F: NoiseFactory> Overlay<F> {
         Verdict::Pass
     }
 
-    /// Probes try every path on purpose: they say that the peer can be found there, not that it is there now.
+    /// Probes try every path on purpose: they say that the peer can be found there. That it is there now, only those say
+    /// whose path is the one in use at the other end.
     fn on_probe(&mut self, node: &Key, path: PathAddress, probe: Probe) {
         let now = self.now;
         let candidate = self.networks.candidate(path, Source::Observed);

@@ -1,11 +1,13 @@
 //! What strangers and dishonest members can do.
 
-use std::time::Instant;
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
 
 use vdc::address::{HOST, INFRA};
 use vdc::{Key, NodePrefix, SiteNumber, VdcId, WgKey};
 
-use super::wire::{CLOCK, MS, SECOND, Wire, at, member, overlay, packet};
+use super::wire::{CLOCK, Flight, MS, SECOND, Wire, at, member, overlay, packet};
 use crate::demux::{Kind, classify};
 use crate::noise::{Noise, NoiseFactory};
 use crate::overlay::IN_USE;
@@ -76,6 +78,76 @@ fn replayed_data_from_elsewhere_does_not_move_the_tunnel() {
     wire.deliver(1, from, &copy);
     wire.deliver(1, at(MALLORY), &copy);
     assert_eq!(wire.path(1), from.to_string());
+}
+
+/// Mallory is on the path: she keeps one authentic datagram of a node that only receives, and hands it on from her own
+/// address. Returns for how long the sender's packets go to her. `data` if it is data, otherwise it is a probe.
+fn stolen_by_one_copy(victim: usize, data: bool) -> Duration {
+    let mut wire = Wire::new(2);
+    let receiver = 1 - victim;
+    wire.talk(0, 1, 5 * SECOND);
+    let (from, packet) = (wire.nodes[receiver].addresses[0], wire.packet(victim, receiver, 10));
+    let kept = Rc::new(RefCell::new(None));
+    let keep = Rc::clone(&kept);
+    wire.route = Box::new(move |flight: &Flight| {
+        let is_data = matches!(classify(&flight.datagram), Kind::Data { .. });
+        if flight.from == from && is_data && keep.borrow().is_none() {
+            *keep.borrow_mut() = Some(flight.datagram.clone());
+            return None;
+        }
+        Some(20 * MS)
+    });
+    if data {
+        let answer = wire.packet(receiver, victim, 10);
+        wire.send(receiver, &answer);
+    }
+    let give_up = wire.now + 60 * SECOND;
+    while kept.borrow().is_none() {
+        wire.send(victim, &packet);
+        wire.run(10 * MS);
+        assert!(wire.now < give_up, "the receiver says nothing");
+    }
+    let copy = kept.borrow_mut().take().expect("kept");
+    *kept.borrow_mut() = Some(vec![]); // one is enough
+    wire.deliver(victim, at(MALLORY), &copy);
+    let stolen_at = wire.now;
+    while wire.path(victim) != from.to_string() {
+        wire.send(victim, &packet);
+        wire.run(10 * MS);
+        assert!(wire.now < give_up, "{:?}", wire.view(victim));
+    }
+    wire.now - stolen_at
+}
+
+#[test]
+fn copied_probe_steals_the_flow_no_longer_than_copied_data() {
+    for victim in 0..2 {
+        let (data, probe) = (stolen_by_one_copy(victim, true), stolen_by_one_copy(victim, false));
+        assert!(probe <= data, "node {victim}: {probe:?} by a probe, {data:?} by data");
+        assert!(data <= SECOND, "node {victim}: {data:?}");
+    }
+}
+
+#[test]
+fn replayed_probe_from_elsewhere_moves_nothing() {
+    let mut wire = Wire::new(2);
+    wire.talk(0, 1, 5 * SECOND);
+    let seen = Rc::new(RefCell::new(vec![]));
+    let log = Rc::clone(&seen);
+    wire.route = Box::new(move |flight: &Flight| {
+        log.borrow_mut().push((flight.to, flight.datagram.clone()));
+        Some(20 * MS)
+    });
+    wire.talk(0, 1, 15 * SECOND); // data, and at least one round of probes with its answers
+    let recorded = std::mem::take(&mut *seen.borrow_mut());
+    for node in 0..2 {
+        let (own, path) = (wire.nodes[node].addresses[0], wire.path(node));
+        for (_, datagram) in recorded.iter().filter(|(to, _)| *to == own) {
+            wire.deliver(node, at(MALLORY), datagram);
+        }
+        assert_eq!(wire.path(node), path);
+    }
+    assert!(seen.borrow().iter().all(|(to, _)| *to != at(MALLORY)), "and nothing is sent there");
 }
 
 #[test]

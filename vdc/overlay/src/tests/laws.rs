@@ -50,6 +50,31 @@ fn under(weather: &Weather, nodes: u8) -> Wire {
     wire
 }
 
+/// How long a node that only receives is not reached after it moved, told of it by its kernel.
+fn silence_of_roaming_receiver(seed: u64, mover: usize) -> Duration {
+    let weather = Weather { seed, loss_percent: 5, delay_ms: 20, jitter_ms: 10, twice_percent: 0 };
+    let mut wire = under(&weather, 2);
+    wire.talk(0, 1, 5 * SECOND);
+    wire.nodes[mover].addresses = vec![at("198.51.100.7:9")];
+    wire.tell(mover, |overlay, now| overlay.handle_network_change(now));
+    let (moved_at, before) = (wire.now, wire.nodes[mover].received.len());
+    let packet = wire.packet(1 - mover, mover, 10);
+    while wire.nodes[mover].received.len() == before && wire.now < moved_at + 30 * SECOND {
+        wire.send(1 - mover, &packet);
+        wire.run(10 * MS);
+    }
+    wire.now - moved_at
+}
+
+/// One lost packet must not decide: the next probe says the same, 200 ms and 2 s after the move.
+#[test]
+fn roaming_receiver_is_followed_under_loss() {
+    for (seed, mover) in (0..100).flat_map(|seed| [(seed, 0), (seed, 1)]) {
+        let silent = silence_of_roaming_receiver(seed, mover);
+        assert!(silent <= 3 * SECOND, "seed {seed}, node {mover} moved: silent for {silent:?}");
+    }
+}
+
 proptest! {
     /// If anything gets through, the tunnel comes up and stays usable; and nothing is delivered that was not sent, or
     /// more often than it was sent, or from somebody else.
