@@ -13,6 +13,8 @@ use vdc::VdcId;
 use vdc_api as api;
 use workloads_container::WorkloadId;
 
+use super::addresses::Held;
+
 /// The version of the file's form; others are not touched.
 const VERSION: u32 = 1;
 /// Bytes of one file: the largest specification is a request of 64 KiB.
@@ -72,6 +74,11 @@ impl Kept {
             exit: None,
             spec: api::WorkloadRun { registry: api::RegistryAccess::default(), ..spec.clone() },
         }
+    }
+
+    /// The workload's addresses.
+    pub(crate) fn held(&self) -> Held {
+        Held { offset: self.offset, ipv4: self.ipv4, link_local: self.link_local }
     }
 
     pub(crate) fn vdc(&self) -> &str {

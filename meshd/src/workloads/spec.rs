@@ -369,29 +369,12 @@ fn volume(field: &str, text: &str) -> Result<Volume, ApiError> {
     Ok(Volume { source, target: target.to_owned(), read_only })
 }
 
-/// Signals by number, from 1 (signal(7); they are the same on x86-64 and aarch64).
-const SIGNALS: [&str; 31] = [
-    "HUP", "INT", "QUIT", "ILL", "TRAP", "ABRT", "BUS", "FPE", "KILL", "USR1", "SEGV", "USR2", "PIPE", "ALRM", "TERM",
-    "STKFLT", "CHLD", "CONT", "STOP", "TSTP", "TTIN", "TTOU", "URG", "XCPU", "XFSZ", "VTALRM", "PROF", "WINCH", "IO",
-    "PWR", "SYS",
-];
-/// The last real-time signal.
-const SIGNAL_MAX: u8 = 64;
-
 /// A signal by name, with or without `SIG`, or number.
 ///
 /// # Errors
 /// [`ApiError`] naming the field.
 pub(crate) fn signal(field: &str, text: &str) -> Result<u8, ApiError> {
-    if let Ok(number) = text.parse::<u8>()
-        && (1..=SIGNAL_MAX).contains(&number)
-    {
-        return Ok(number);
-    }
-    let upper = text.to_ascii_uppercase();
-    let bare = upper.strip_prefix("SIG").unwrap_or(&upper);
-    let found = SIGNALS.iter().position(|name| *name == bare).and_then(|index| u8::try_from(index + 1).ok());
-    found.ok_or_else(|| {
+    workloads_image::config::signal(text).ok_or_else(|| {
         ApiError::bad_request(field, format!("there is no signal {text:?}"))
             .hint("signal(7) lists them: TERM, HUP, USR1, or a number from 1 to 64")
     })
