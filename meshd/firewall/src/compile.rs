@@ -5,9 +5,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use serde_json::{Value, json};
 use vdc::address::{HOST, INFRA};
-use vdc::policy::{Model, Service, Subject};
+use vdc::policy::{Kind, Model, Service, Subject};
 use vdc::record::{PortRange, Protocol};
-use vdc::{Ipv4Block, Key, Name, NodePrefix};
+use vdc::{Hash, Ipv4Block, Key, Name, NodePrefix};
 
 use crate::{EGRESS_INTERFACE, HOST_INTERFACE, MESH_INTERFACE, TABLE, WORKLOAD_INTERFACES};
 
@@ -77,7 +77,8 @@ pub struct Table {
 /// A workload of this node, as policy sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LocalWorkload {
-    pub name: Name,
+    /// A workload without a name is judged no other way.
+    pub name: Option<Name>,
     pub v6: Ipv6Addr,
     pub v4: Option<Ipv4Addr>,
     /// Labels that the node may give.
@@ -89,23 +90,32 @@ pub struct LocalWorkload {
 }
 
 impl LocalWorkload {
-    /// The workload as a party of the policy of `node`, which runs it: the node's site, never its roles or labels. The
-    /// result stands for the workload in [`Model::judge_parties`]; its addresses are still the node's.
+    /// The workload as a party of the policy of `node`, whose host runs it.
     #[must_use]
     pub fn subject(&self, node: &Subject) -> Subject {
-        Subject {
-            name: self.name.clone(),
-            labels: self.labels.clone(),
-            declared: self.declared.clone(),
-            ..unlisted_workload(node)
-        }
+        node.workload(self.name.clone(), (self.v6, self.v4), self.labels.clone(), self.declared.clone())
     }
 }
 
-/// The party behind an address of `node`'s that is neither its host nor a workload that is known by name.
+/// What of a model a table of `node`'s depends on: two models of which this is equal compile to one table.
+///
+/// Left out are the records that say so, what others declare, what the model knows of `node`'s own workloads (they are
+/// given apart), and workloads elsewhere that are judged as any other of their node.
 #[must_use]
-pub fn unlisted_workload(node: &Subject) -> Subject {
-    Subject { roles: vec![], labels: vec![], declared: vec![], exposure_record: None, ..node.clone() }
+pub fn relevant(mut model: Model, node: &Key) -> Model {
+    let means_labels = model.document.rules.iter().any(|rule| !rule.from.labels.is_empty());
+    model.subjects.retain(|s| s.is_host() || (s.node != *node && means_labels && !s.labels.is_empty()));
+    for subject in &mut model.subjects {
+        (subject.member_record, subject.exposure_record) = (Hash([0; 32]), None);
+        if subject.node != *node {
+            subject.declared.clear();
+        }
+    }
+    for block in &mut model.blocks {
+        (block.record, block.reason) = (Hash([0; 32]), String::new());
+    }
+    (model.policy_record, model.policy_version) = (Hash([0; 32]), 0);
+    model
 }
 
 /// Sources that policy cannot tell apart share an identity, so the tables grow with policy, not with the VDC.
@@ -139,14 +149,14 @@ enum Place {
 
 /// Compiles the table of `node`'s namespace, whose workloads are `locals`. `generation` must differ from the last one
 /// whenever a verdict may have changed; `infra_ports` are the TCP ports of the infra plane. A node that the model does
-/// not know gets a table that lets nothing through.
+/// not know gets a table that lets nothing through. What the model says of `node`'s own workloads is not looked at.
 ///
 /// A workload that is not in `locals` may open flows and is the destination of none, so a table needs compiling anew
-/// only for workloads that declare, publish or carry a label.
+/// only for workloads that have a name, declare, publish or carry a label.
 #[must_use]
 pub fn compile(model: &Model, node: &Key, locals: &[LocalWorkload], generation: u32, infra_ports: &[u16]) -> Table {
     let mut builder = Builder::new(model, generation);
-    let Some(this) = model.subjects.iter().find(|s| s.node == *node) else {
+    let Some(this) = model.hosts().find(|s| s.node == *node) else {
         builder.frame(None, infra_ports);
         return builder.finish();
     };
@@ -155,9 +165,21 @@ pub fn compile(model: &Model, node: &Key, locals: &[LocalWorkload], generation: 
     };
     let mut classes: BTreeMap<Class, Vec<Place>> = BTreeMap::new();
     for peer in &model.subjects {
-        let rest = if peer.node == *node { Place::Port } else { Place::Rest(peer.prefix, peer.ipv4) };
-        classes.entry(class(model, peer, this)).or_default().push(own_host(peer));
-        classes.entry(class(model, &unlisted_workload(peer), this)).or_default().push(rest);
+        let unlisted = class(model, &peer.unlisted(), this);
+        match &peer.kind {
+            Kind::Host => {
+                let rest = if peer.node == *node { Place::Port } else { Place::Rest(peer.prefix, peer.ipv4) };
+                classes.entry(class(model, peer, this)).or_default().push(own_host(peer));
+                classes.entry(unlisted).or_default().push(rest);
+            }
+            Kind::Workload { v6, ipv4, .. } if peer.node != *node => {
+                let class = class(model, peer, this);
+                if class != unlisted {
+                    classes.entry(class).or_default().push(Place::Exact(*v6, *ipv4));
+                }
+            }
+            Kind::Workload { .. } | Kind::Unlisted => {}
+        }
     }
     let mut targets: BTreeMap<Target, Vec<Place>> = BTreeMap::new();
     targets.entry(target(model, this)).or_default().push(own_host(this));

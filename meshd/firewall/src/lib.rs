@@ -11,7 +11,7 @@ mod compile;
 mod host;
 mod nft;
 
-pub use compile::{Counter, LocalWorkload, Table, compile, unlisted_workload};
+pub use compile::{Counter, LocalWorkload, Table, compile, relevant};
 pub use host::{EGRESS_HOST_INTERFACES, EgressPort, HOST_PORT_INTERFACES, HOST_TABLE, PublishedPort, compile_host};
 pub use nft::{Firewall, FirewallError};
 

@@ -10,12 +10,12 @@ use std::path::Path;
 use std::process::{Command, Output};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use meshd_firewall::{Counter, Firewall, LocalWorkload, compile, unlisted_workload};
+use meshd_firewall::{Counter, Firewall, LocalWorkload, compile};
 use proptest::prelude::*;
 use proptest::strategy::ValueTree as _;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 use vdc::address::HOST;
-use vdc::policy::{ActiveBlock, Document, Flow, Model, Rule, Selector, Service, Subject};
+use vdc::policy::{ActiveBlock, Document, Flow, Kind, Model, Rule, Selector, Service, Subject};
 use vdc::record::{BlockMatch, PortRange, Protocol, Role};
 use vdc::{Hash, Ipv4Block, Key, Name, NodePrefix, SiteNumber, VdcId};
 
@@ -27,6 +27,7 @@ fn subject(seed: u8, site: &str, label: Option<&str>, declared: Vec<PortRange>) 
     let node = Key([seed; 32]);
     Subject {
         node,
+        kind: Kind::Host,
         name: name(&format!("n{seed}")),
         site: name(site),
         roles: vec![Role::Host],
@@ -256,7 +257,7 @@ fn workload_addresses(this: &Subject, index: usize) -> (Ipv4Addr, Ipv6Addr) {
 fn local(this: &Subject, index: usize, label: Option<&str>, declared: Vec<PortRange>) -> LocalWorkload {
     let (four, v6) = workload_addresses(this, index);
     LocalWorkload {
-        name: name(["a", "b"][index]),
+        name: Some(name(["a", "b"][index])),
         v6,
         v4: Some(four),
         labels: label.map(name).into_iter().collect(),
@@ -341,9 +342,11 @@ fn counter_of(reason: &vdc::policy::Reason) -> Counter {
     match reason {
         Reason::Rule { index, .. } => Counter::Rule(*index),
         Reason::Block { .. } => Counter::Blocked,
-        Reason::NoRule { .. } | Reason::UnknownSource | Reason::UnknownDestination | Reason::SameHost => {
-            Counter::Denied
-        }
+        Reason::NoRule { .. }
+        | Reason::UnknownSource
+        | Reason::UnknownDestination
+        | Reason::UnlistedDestination
+        | Reason::SameHost => Counter::Denied,
         Reason::InfraPlane => Counter::Infra,
     }
 }
@@ -431,7 +434,7 @@ fn parties(model: &Model, locals: &[LocalWorkload]) -> Vec<Party> {
         [peer.ipv4.and_then(|block| block.address(5)).expect("has IPv4").into(), peer.prefix.address(0x1_0007).into()];
     vec![
         of("p", peer.clone(), host(peer)),
-        of("p", unlisted_workload(peer), unlisted),
+        of("p", peer.unlisted(), unlisted),
         of("h", this.clone(), host(this)),
         of("a", locals[0].subject(this), [local_address(&locals[0], true), local_address(&locals[0], false)]),
         of("b", locals[1].subject(this), [local_address(&locals[1], true), local_address(&locals[1], false)]),
@@ -471,7 +474,7 @@ fn workloads_are_judged_as_the_evaluator_says_on_one_node_and_across() {
             let arrived = lab.probe_between(from.namespace, to.namespace, &probes);
             assert_eq!(arrived.len(), probes.len());
             for (probe, arrived) in probes.iter().zip(arrived) {
-                let decision = model.judge_parties(&from.subject, &to.subject, probe.flow);
+                let decision = model.judge(&from.subject, &to.subject, probe.flow);
                 assert_eq!(
                     arrived, decision.allowed,
                     "{}: {} -> {} {:?}: evaluator says {:?}\n{locals:#?}\n{model:#?}",

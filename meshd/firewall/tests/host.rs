@@ -6,7 +6,7 @@ use std::process::{Command, Output};
 
 use meshd_firewall::{Counter, EgressPort, Firewall, LocalWorkload, PublishedPort, compile, compile_host};
 use vdc::address::HOST;
-use vdc::policy::{Document, Model, Subject};
+use vdc::policy::{Document, Kind, Model, Subject};
 use vdc::record::{PortRange, Protocol, Role};
 use vdc::{Hash, Ipv4Block, Key, Name, NodePrefix, SiteNumber, VdcId};
 
@@ -99,6 +99,7 @@ fn workload_reaches_the_world_but_not_its_host_and_published_port_is_reached() {
     let (node, name) = (Key([1; 32]), |text| Name::new(text).expect("a label"));
     let this = Subject {
         node,
+        kind: Kind::Host,
         name: name("n1"),
         site: name("paris"),
         roles: vec![Role::Host],
@@ -114,7 +115,7 @@ fn workload_reaches_the_world_but_not_its_host_and_published_port_is_reached() {
     let lab = Lab::new(&this, four, six);
     let published = PortRange { protocol: Protocol::Tcp, first: 80, last: 80 };
     let workload = LocalWorkload {
-        name: name("a"),
+        name: Some(name("a")),
         v6: six,
         v4: Some(four),
         labels: vec![],

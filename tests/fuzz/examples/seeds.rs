@@ -318,7 +318,7 @@ fn histories() -> Vec<(&'static str, Vec<u8>)> {
         codec::encode(&statements)
     };
     let port = PortRange { protocol: Protocol::Udp, first: 1, last: 9 };
-    let exposure = Body::Exposure(Exposure { node: key(4), serial: 1, ports: vec![port] });
+    let exposure = Body::Exposure(Exposure { node: key(4), serial: 1, ports: vec![port], workloads: vec![] });
     vec![
         (
             "displaced",
