@@ -94,8 +94,9 @@ impl Workloads {
             tokio::select! {
                 // cancel-safe: the value that was waited for stays.
                 waiting = status.wait_for(|snapshot| snapshot.held.is_some()) => {
-                    if waiting.is_ok() {
-                        told = true;
+                    told = waiting.is_ok();
+                    drop(waiting);
+                    if told {
                         let _ = events.send(Ok(created.clone())).await; // nobody may be listening any more
                     }
                 }

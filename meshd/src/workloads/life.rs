@@ -274,7 +274,7 @@ impl Life {
         let heard = blocking(move || driver.happenings(id)).await;
         self.state.watch = match heard {
             Ok(Ok(happenings)) => {
-                AsyncFd::with_interest(happenings, Interest::READABLE).map_or(Watch::Looks, Watch::Shim)
+                AsyncFd::register_with_interest(happenings, Interest::READABLE).map_or(Watch::Looks, Watch::Shim)
             }
             _ => Watch::Looks,
         };

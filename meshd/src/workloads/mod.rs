@@ -344,7 +344,7 @@ impl Workloads {
         if let Some(name) = &spec.name
             && let Err(holder) = facts.core.name_is_free(name).await?
         {
-            return Err(name_taken(name, &holder.to_string()));
+            return Err(name_taken(name, &views::holder(&holder)));
         }
         let _reservation = self.reserve(vdc, spec.name.as_ref())?;
         let id = WorkloadId(random());

@@ -23,8 +23,10 @@ mod request;
 mod route;
 mod routes;
 mod serve;
+mod workloads;
 
 pub use backend::{Backend, Call, Items};
 pub use caller::{Access, Caller};
 pub use listen::{ListenError, Listener, WebConfig};
 pub use serve::{Limits, serve};
+pub use workloads::WorkloadBackend;

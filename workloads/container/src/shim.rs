@@ -265,6 +265,12 @@ impl AsFd for Happenings {
     }
 }
 
+impl std::os::fd::AsRawFd for Happenings {
+    fn as_raw_fd(&self) -> std::os::fd::RawFd {
+        self.0.0.as_raw_fd()
+    }
+}
+
 /// The shim of a container, where it lives. Its lock is not tried: who tries a lock holds it for a moment, and a shim that
 /// starts in that moment would give up.
 fn shim_of(directory: &Path) -> Option<Process> {
