@@ -227,7 +227,10 @@ impl Ingest {
             return ImageError::Source { digest, source };
         }
         let error = match error {
-            LayerError::DiffId(source) => return ImageError::Digest { what: "a layer, unpacked,", source },
+            LayerError::DiffId(found) => {
+                let unpacked = ImageError::Digest { what: "a layer, unpacked,", source: found };
+                return source.finish().err().unwrap_or(unpacked);
+            }
             LayerError::Unpack(error) => error,
         };
         if let UnpackError::Host { source: cause, .. } = &error {
@@ -357,7 +360,11 @@ impl Drop for Ingest {
 /// An image that says nothing of its machine is taken; variants were looked at when it was chosen.
 fn check_platform(wanted: &Platform, found: &Platform) -> Result<(), ImageError> {
     let fits = found.os == wanted.os && (found.architecture.is_empty() || found.architecture == wanted.architecture);
-    if fits { Ok(()) } else { Err(ImageError::Platform { wanted: Box::new(wanted.clone()), found: Box::new(found.clone()) }) }
+    if fits {
+        Ok(())
+    } else {
+        Err(ImageError::Platform { wanted: Box::new(wanted.clone()), found: Box::new(found.clone()) })
+    }
 }
 
 enum LayerError {

@@ -3,12 +3,14 @@
 //! The crate trusts nothing it is handed: a reference is parsed by the grammar of the field, and content counts only
 //! after its digest was computed here.
 
+pub mod archive;
 pub mod config;
 mod decompress;
 pub mod digest;
 mod error;
 mod gc;
 mod ingest;
+mod layout;
 mod lower;
 pub mod manifest;
 pub mod reference;
@@ -16,11 +18,13 @@ mod store;
 pub mod tar;
 pub mod unpack;
 
+pub use archive::Archive;
 pub use config::{ConfigError, HealthCheck, ImageConfig};
 pub use decompress::Bomb;
 pub use digest::{Algorithm, Digest, DigestError, Verifier};
 pub use error::ImageError;
 pub use ingest::{Ingest, PlannedLayer};
+pub use layout::{OnProgress, Progress};
 pub use lower::Lower;
 pub use manifest::{Descriptor, Document, Index, Manifest, ManifestError, Platform};
 pub use reference::{Reference, ReferenceError};

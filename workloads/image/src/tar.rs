@@ -222,6 +222,17 @@ impl<R: Read> Tar<R> {
         Ok(count)
     }
 
+    /// The source, which stands at what was not read yet.
+    pub fn source(&self) -> &R {
+        &self.source
+    }
+
+    /// Passes over what is left of the content by a way that the source knows better than reading.
+    pub fn leap(&mut self, leap: impl FnOnce(&mut R, u64)) {
+        leap(&mut self.source, self.content);
+        self.content = 0;
+    }
+
     /// The source, to read what follows the end.
     pub fn into_inner(self) -> R {
         self.source

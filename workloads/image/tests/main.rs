@@ -2,4 +2,5 @@
 //! marks do.
 
 mod build;
+mod hostile;
 mod store;
