@@ -1,7 +1,7 @@
 //! The API's operations on workloads and images.
 
 use async_trait::async_trait;
-use meshd_web::{Call, Items, WorkloadBackend};
+use meshd_web::{Call, Items, Pipe, WorkloadBackend};
 use vdc::VdcId;
 use vdc_api::{self as api, ApiError};
 
@@ -96,6 +96,36 @@ impl WorkloadBackend for Operations {
         query: api::StatsQuery,
     ) -> Result<Items<api::StatsEvent>, ApiError> {
         self.workloads.stats(&self.workload(vdc, workload).await?, query.follow).await
+    }
+
+    async fn workload_exec(
+        &self,
+        _: &Call,
+        vdc: &str,
+        workload: &str,
+        request: api::ExecRequest,
+    ) -> Result<Pipe, ApiError> {
+        Ok(Box::new(self.workloads.exec(&self.workload(vdc, workload).await?, &request).await?))
+    }
+
+    async fn workload_attach(
+        &self,
+        _: &Call,
+        vdc: &str,
+        workload: &str,
+        _: api::AttachRequest,
+    ) -> Result<Pipe, ApiError> {
+        Ok(Box::new(self.workloads.attach(&self.workload(vdc, workload).await?).await?))
+    }
+
+    async fn workload_copy(
+        &self,
+        _: &Call,
+        vdc: &str,
+        workload: &str,
+        request: api::CopyRequest,
+    ) -> Result<Pipe, ApiError> {
+        Ok(Box::new(self.workloads.copy(&self.workload(vdc, workload).await?, &request).await?))
     }
 
     async fn image_list(&self, vdc: &str) -> Result<api::ImageList, ApiError> {

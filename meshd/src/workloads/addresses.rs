@@ -68,11 +68,8 @@ impl Addresses {
         let block = self.block;
         let of_block = (IPV4_INDEX_MIN..).map_while(|index| block?.address(index));
         let ipv4 = self.free(of_block);
-        let link_local = if ipv4.is_some() {
-            None
-        } else {
-            self.free((LINK_LOCAL_MIN..=LINK_LOCAL_MAX).map(Ipv4Addr::from_bits))
-        };
+        let link_local =
+            if ipv4.is_some() { None } else { self.free((LINK_LOCAL_MIN..=LINK_LOCAL_MAX).map(Ipv4Addr::from_bits)) };
         self.ipv4.extend(ipv4.or(link_local));
         Held { offset, ipv4, link_local }
     }

@@ -93,9 +93,8 @@ impl Workloads {
             // Told once the program waits for the caller, who would come too early before.
             tokio::select! {
                 // cancel-safe: the value that was waited for stays.
-                waiting = status.wait_for(|snapshot| snapshot.held.is_some()) => {
-                    told = waiting.is_ok();
-                    drop(waiting);
+                waiting = is_held(&mut status) => {
+                    told = waiting;
                     if told {
                         let _ = events.send(Ok(created.clone())).await; // nobody may be listening any more
                     }
@@ -130,7 +129,11 @@ impl Workloads {
     }
 
     /// Stops a workload; answers when it has ended, or as it is if that takes too long.
-    pub(crate) async fn stop(&self, handle: &Handle, request: &api::StopRequest) -> Result<api::WorkloadView, ApiError> {
+    pub(crate) async fn stop(
+        &self,
+        handle: &Handle,
+        request: &api::StopRequest,
+    ) -> Result<api::WorkloadView, ApiError> {
         let grace = request.grace_s.map(|seconds| Duration::from_secs(seconds.into()));
         handle.order(|reply| Order::Stop { grace, reply }, ORDER_TIME).await?;
         self.view(handle)
@@ -231,6 +234,11 @@ impl Workloads {
             sent_bytes: stats.sent_bytes,
         })
     }
+}
+
+/// Whether a program waits for somebody to attach, once that is decided.
+async fn is_held(status: &mut tokio::sync::watch::Receiver<Snapshot>) -> bool {
+    status.wait_for(|snapshot| snapshot.held.is_some()).await.is_ok()
 }
 
 /// A log that is read to its end, or followed until the workload ends.

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use futures::stream::StreamExt as _;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use vdc_api::{self as api, ApiError, ErrorCode, PullEvent, PullProgress, PullPolicy};
+use vdc_api::{self as api, ApiError, ErrorCode, PullEvent, PullPolicy, PullProgress};
 use workloads_image::{Credentials, Digest, Image, ImageError, Progress, PullOptions};
 
 use super::Workloads;
@@ -100,8 +100,11 @@ impl Workloads {
             match (self.images.resolve(name), policy) {
                 (Some(image), _) => return Ok(image),
                 (None, PullPolicy::Never) => {
-                    return Err(ApiError::new(ErrorCode::ImageNotFound, format!("there is no image {name} on this node"))
-                        .hint("leave --pull never out, or get it with `meshctl image pull`"));
+                    return Err(ApiError::new(
+                        ErrorCode::ImageNotFound,
+                        format!("there is no image {name} on this node"),
+                    )
+                    .hint("leave --pull never out, or get it with `meshctl image pull`"));
                 }
                 (None, _) => {}
             }
@@ -192,10 +195,10 @@ fn pull_options(access: &api::RegistryAccess) -> PullOptions {
     PullOptions {
         plain_http: access.plain_http,
         ca_pem: access.ca_pem.clone().map(String::into_bytes).into_iter().collect(),
-        credentials: access.username.clone().map(|username| Credentials {
-            username,
-            password: access.password.clone().unwrap_or_default(),
-        }),
+        credentials: access
+            .username
+            .clone()
+            .map(|username| Credentials { username, password: access.password.clone().unwrap_or_default() }),
         ..PullOptions::default()
     }
 }
@@ -203,11 +206,19 @@ fn pull_options(access: &api::RegistryAccess) -> PullOptions {
 /// What the API says when an image cannot be had.
 fn image_error(error: &ImageError) -> ApiError {
     let (code, hint) = match error {
-        ImageError::Reference { .. } => (ErrorCode::BadRequest, "name it as in `debian:12` or `registry.example:5000/team/web@sha256:…`"),
+        ImageError::Reference { .. } => {
+            (ErrorCode::BadRequest, "name it as in `debian:12` or `registry.example:5000/team/web@sha256:…`")
+        }
         ImageError::NotFound { .. } => (ErrorCode::ImageNotFound, "`meshctl image ls` shows what is here"),
-        ImageError::DiskFull { .. } => (ErrorCode::Storage, "remove images with `meshctl image rm` and `meshctl image clean`, or free space"),
-        ImageError::Import { .. } => (ErrorCode::ImageInvalid, "name a directory with an OCI layout, or a file of `docker save`"),
-        ImageError::Io { .. } | ImageError::Busy { .. } => (ErrorCode::Storage, "look at the log: `journalctl -u meshd`"),
+        ImageError::DiskFull { .. } => {
+            (ErrorCode::Storage, "remove images with `meshctl image rm` and `meshctl image clean`, or free space")
+        }
+        ImageError::Import { .. } => {
+            (ErrorCode::ImageInvalid, "name a directory with an OCI layout, or a file of `docker save`")
+        }
+        ImageError::Io { .. } | ImageError::Busy { .. } => {
+            (ErrorCode::Storage, "look at the log: `journalctl -u meshd`")
+        }
         ImageError::Platform { .. } => (ErrorCode::ImageInvalid, "get an image that is made for this machine, too"),
         _ => (ErrorCode::ImageInvalid, "have the image built and pushed again"),
     };
@@ -243,7 +254,13 @@ mod tests {
         let digest = Digest::of(b"");
         let mut sum = Sum::default();
         sum.add(&Progress::Stored { index: 0, count: 3, digest: digest.clone() });
-        let layer = |index, bytes_done| Progress::Layer { index, count: 3, digest: digest.clone(), bytes_done, bytes_total: 10 };
+        let layer = |index, bytes_done| Progress::Layer {
+            index,
+            count: 3,
+            digest: digest.clone(),
+            bytes_done,
+            bytes_total: 10,
+        };
         sum.add(&layer(1, 10));
         let at = sum.add(&layer(2, 4));
         assert_eq!((at.layers_done, at.layers_total, at.bytes_done, at.bytes_total), (2, 3, 14, 20));

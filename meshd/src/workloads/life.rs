@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
+use tokio::net::UnixDatagram;
 use tokio::sync::{mpsc, oneshot, watch};
 use vdc::{UnixTime, VdcId};
 use vdc_api::{self as api, ApiError, ErrorCode, Phase};
@@ -109,7 +109,7 @@ enum Watch {
     /// Nothing runs.
     #[default]
     Nothing,
-    Shim(AsyncFd<Happenings>),
+    Shim(UnixDatagram, Happenings),
     /// By looking, now and then.
     Looks,
 }
@@ -174,7 +174,8 @@ impl Life {
         let restarts = self.restarts_after(self.kept.exit.as_ref());
         if self.kept.exit.is_none() && self.kept.wanted {
             let at = system_time().to_string();
-            let exit = api::ExitView { code: 255, signal: None, oom_killed: false, at, cause: api::ExitReason::HostReboot };
+            let exit =
+                api::ExitView { code: 255, signal: None, oom_killed: false, at, cause: api::ExitReason::HostReboot };
             self.kept.exit = Some(exit);
             self.save();
         }
@@ -202,7 +203,9 @@ impl Life {
         self.state.started = Some(Instant::now());
         self.watch().await;
         let no_reason = || "it was found running".to_owned();
-        self.status.send_modify(|s| (s.phase, s.reason, s.since, s.pid) = (Phase::Running, no_reason(), system_time(), Some(pid)));
+        self.status.send_modify(|s| {
+            (s.phase, s.reason, s.since, s.pid) = (Phase::Running, no_reason(), system_time(), Some(pid))
+        });
     }
 
     // ---- start
@@ -213,7 +216,8 @@ impl Life {
         self.state.retry = None;
         let (facts, held) = (self.host.networks.facts(self.vdc)?, self.kept.held());
         let netns = self.host.networks.connect(self.id, self.vdc, held).await?;
-        let hostname = self.spec.name.as_ref().map_or_else(|| self.id.to_string()[..12].to_owned(), ToString::to_string);
+        let hostname =
+            self.spec.name.as_ref().map_or_else(|| self.id.to_string()[..12].to_owned(), ToString::to_string);
         let place = Place {
             id: self.id,
             generation: u64::from(self.kept.restarts) + 1,
@@ -273,9 +277,10 @@ impl Life {
         let (driver, id) = (Arc::clone(&self.host.driver), self.id);
         let heard = blocking(move || driver.happenings(id)).await;
         self.state.watch = match heard {
-            Ok(Ok(happenings)) => {
-                AsyncFd::register_with_interest(happenings, Interest::READABLE).map_or(Watch::Looks, Watch::Shim)
-            }
+            Ok(Ok(happenings)) => match happenings.socket().and_then(UnixDatagram::from_std) {
+                Ok(socket) => Watch::Shim(socket, happenings),
+                Err(_) => Watch::Looks,
+            },
             _ => Watch::Looks,
         };
     }
@@ -398,7 +403,7 @@ impl Life {
                 let _ = reply.send(sent); // whoever asked may have gone
             }
             Order::Remove { force, reply } => {
-                if !force && matches!(self.state.watch, Watch::Shim(_) | Watch::Looks) {
+                if !force && !matches!(self.state.watch, Watch::Nothing) {
                     let error = ApiError::new(ErrorCode::Conflict, "the workload runs")
                         .hint("stop it first, or remove it with --force");
                     let _ = reply.send(Err(error)); // whoever asked may have gone
@@ -496,14 +501,14 @@ async fn next(host: &Workloads, id: WorkloadId, watch: &Watch) -> Event {
                 Ok(Err(_)) | Err(_) => return Event::Lost,
             }
         },
-        Watch::Shim(happenings) => loop {
-            let Ok(mut ready) = happenings.readable().await else { return Event::Lost };
-            match ready.get_inner().next() {
-                Ok(Some(happening)) => return Event::Happened(happening),
-                Ok(None) => ready.clear_ready(),
-                Err(_) => return Event::Lost,
-            }
-        },
+        Watch::Shim(socket, happenings) => {
+            let heard = socket.async_io(Interest::READABLE, || match happenings.next() {
+                Ok(Some(happening)) => Ok(Event::Happened(happening)),
+                Ok(None) => Err(std::io::ErrorKind::WouldBlock.into()),
+                Err(_) => Ok(Event::Lost),
+            });
+            heard.await.unwrap_or(Event::Lost)
+        }
     }
 }
 
@@ -547,6 +552,7 @@ pub(super) fn start_error(step: &str, message: &str, code: i32) -> ApiError {
             .hint("name one that it has, with its path if it is not in PATH"),
         (_, 126) => ApiError::new(ErrorCode::ProgramNotExecutable, format!("the program cannot be run: {message}"))
             .hint("is it made for this machine, and may it be executed?"),
-        _ => ApiError::new(ErrorCode::System, format!("the container was not started: {message}")).cause(format!("step: {step}")),
+        _ => ApiError::new(ErrorCode::System, format!("the container was not started: {message}"))
+            .cause(format!("step: {step}")),
     }
 }

@@ -23,8 +23,9 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use vdc::roster::NameHolder;
 use vdc::{Name, VdcId};
-use vdc_api::{self as api, ApiError, ErrorCode, Severity};
+use vdc_api::{ApiError, ErrorCode, Severity};
 use workloads_container::{Adopted, Driver, DriverConfig, Launcher, RANGE_IDS, RuntimeError, WorkloadId};
 use workloads_image::{Image, Images, StoreOptions};
 
@@ -277,7 +278,9 @@ impl Workloads {
     pub(crate) async fn vdc_down(&self, vdc: VdcId) {
         let handles: Vec<Handle> = self.lock().handles.values().filter(|handle| handle.vdc == vdc).cloned().collect();
         for handle in handles {
-            if let Err(error) = handle.order(|reply| Order::Remove { force: true, reply }, Duration::from_secs(30)).await {
+            if let Err(error) =
+                handle.order(|reply| Order::Remove { force: true, reply }, Duration::from_secs(30)).await
+            {
                 tracing::warn!(id = %handle.id, %error, "a workload of a VDC that was left is not removed");
             }
         }
@@ -324,8 +327,17 @@ impl Workloads {
             status: snapshots,
         };
         self.lock().handles.insert(id, handle.clone());
-        let life =
-            Life { id, vdc, host: Arc::clone(self), kept, spec, image, orders: received, status, state: State::default() };
+        let life = Life {
+            id,
+            vdc,
+            host: Arc::clone(self),
+            kept,
+            spec,
+            image,
+            orders: received,
+            status,
+            state: State::default(),
+        };
         let stop = self.stop.clone();
         drop(self.tasks.spawn(async move {
             tokio::select! {
@@ -344,7 +356,11 @@ impl Workloads {
         if let Some(name) = &spec.name
             && let Err(holder) = facts.core.name_is_free(name).await?
         {
-            return Err(name_taken(name, &views::holder(&holder)));
+            let holder = match holder {
+                NameHolder::Node { full_name } => format!("the node {full_name}"),
+                NameHolder::WorkloadOf { full_name } => format!("a workload of the node {full_name}"),
+            };
+            return Err(name_taken(name, &holder));
         }
         let _reservation = self.reserve(vdc, spec.name.as_ref())?;
         let id = WorkloadId(random());
@@ -426,7 +442,10 @@ impl Workloads {
                 VolumeSource::Named(name) => (self.volumes.join(name.as_str()), true),
             };
             let (path, made) = (source.clone(), fresh);
-            let there = blocking(move || if made { std::fs::create_dir_all(&path) } else { std::fs::metadata(&path).map(drop) });
+            let there =
+                blocking(
+                    move || if made { std::fs::create_dir_all(&path) } else { std::fs::metadata(&path).map(drop) },
+                );
             there.await?.map_err(|error| {
                 let api = ApiError::bad_request("volumes", format!("the volume {} is not there", source.display()));
                 with_causes(api, Some(&error)).hint("a path of the host must exist; a name without / makes a volume")

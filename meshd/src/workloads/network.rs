@@ -196,7 +196,9 @@ impl Networks {
         if let Ok(Err(error)) = removed {
             tracing::warn!(%error, "a VDC's way out was not removed");
         }
-        self.load_host_table().await;
+        if let Err(error) = self.load_host_table().await {
+            tracing::warn!(%error, "the host's table still knows a VDC that was left");
+        }
         if let Err(error) = fs::remove_file(self.offset_file(vdc)) {
             tracing::debug!(%error, "no addresses of the VDC were noted");
         }
@@ -373,8 +375,9 @@ impl Networks {
             let netns = facts.network.netns();
             Ok::<_, std::io::Error>((netns.bind_udp(address)?, netns.bind_tcp(address)?))
         });
-        let (udp, tcp) =
-            sockets.await?.map_err(|error| system(format!("workloads' names cannot be answered at {address}"), &error))?;
+        let (udp, tcp) = sockets
+            .await?
+            .map_err(|error| system(format!("workloads' names cannot be answered at {address}"), &error))?;
         let audience = Audience::Workloads { zone, upstreams: Arc::clone(&self.upstreams) };
         let mut server = NameServer::new(self.dns.zones(), audience);
         server.serve_on(udp, tcp).map_err(|error| system("workloads' names cannot be answered", &error))?;
@@ -435,7 +438,8 @@ pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send 
 }
 
 fn network_error(what: &str, error: &meshd_tun::NetworkError) -> ApiError {
-    let api = with_causes(ApiError::new(ErrorCode::System, format!("{what}: {error}")), std::error::Error::source(error));
+    let api =
+        with_causes(ApiError::new(ErrorCode::System, format!("{what}: {error}")), std::error::Error::source(error));
     match error.hint() {
         Some(hint) => api.hint(hint),
         None => api,
@@ -486,7 +490,6 @@ fn parse_links(v4: &str, v6: &str) -> Vec<String> {
 pub(crate) fn texts(addresses: &[IpAddr]) -> Vec<String> {
     addresses.iter().map(ToString::to_string).collect()
 }
-
 
 #[cfg(test)]
 mod tests {

@@ -399,7 +399,10 @@ mod tests {
         ] {
             let read = publication("publish[0]", text).expect(text);
             let host = expected.0.map(|host| host.parse().expect("valid"));
-            assert_eq!((read.host, read.host_port, read.port, read.protocol), (host, expected.1, expected.2, expected.3));
+            assert_eq!(
+                (read.host, read.host_port, read.port, read.protocol),
+                (host, expected.1, expected.2, expected.3)
+            );
         }
         for text in ["80", ":80", "0:80", "80:0", "a:1:2", "::1:1:2", "1:2/sctp", "1:2:3", "+1:2", "1:70000", ""] {
             let error = publication("publish[0]", text).expect_err(text);

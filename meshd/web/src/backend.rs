@@ -2,6 +2,7 @@
 
 use async_trait::async_trait;
 use futures::stream::BoxStream;
+use tokio::io::{AsyncRead, AsyncWrite};
 use vdc_api::{
     ApiError, BlockCreate, BlockList, BlockView, ConnectRequest, Connected, EventList, EventView, EventsQuery,
     ExplainQuery, Explanation, ExposureChange, ExposureList, ExposureView, GrantChange, Health, InviteCreate,
@@ -14,6 +15,14 @@ use crate::{Caller, WorkloadBackend};
 
 /// The items of a stream. An error is told to the client and ends the stream.
 pub type Items<T> = BoxStream<'static, Result<T, ApiError>>;
+
+/// Bytes both ways between a client and what it asked for.
+pub type Pipe = Box<dyn Duplex>;
+
+/// What a [`Pipe`] is made of.
+pub trait Duplex: AsyncRead + AsyncWrite + Send + Unpin + 'static {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin + 'static> Duplex for T {}
 
 /// Who asks for a change, and under which id it stands in the log.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -23,9 +23,10 @@ mod request;
 mod route;
 mod routes;
 mod serve;
+mod upgrade;
 mod workloads;
 
-pub use backend::{Backend, Call, Items};
+pub use backend::{Backend, Call, Duplex, Items, Pipe};
 pub use caller::{Access, Caller};
 pub use listen::{ListenError, Listener, WebConfig};
 pub use serve::{Limits, serve};

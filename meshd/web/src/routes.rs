@@ -86,9 +86,10 @@ fn of_workloads(routes: Routes) -> Routes {
         })
         .json(endpoint::WORKLOAD_LIST, |c, (), ()| async move { c.backend.workload_list(c.vdc()).await })
         .json(endpoint::WORKLOAD_SHOW, |c, (), ()| async move { c.backend.workload_show(c.vdc(), c.id()).await })
-        .json(endpoint::WORKLOAD_START, |c, (), ()| async move {
-            c.backend.workload_start(&c.call, c.vdc(), c.id()).await
-        })
+        .json(
+            endpoint::WORKLOAD_START,
+            |c, (), ()| async move { c.backend.workload_start(&c.call, c.vdc(), c.id()).await },
+        )
         .json(endpoint::WORKLOAD_STOP, |c, (), body| async move {
             c.backend.workload_stop(&c.call, c.vdc(), c.id(), body).await
         })
@@ -98,14 +99,24 @@ fn of_workloads(routes: Routes) -> Routes {
         .json(endpoint::WORKLOAD_REMOVE, |c, query, ()| async move {
             c.backend.workload_remove(&c.call, c.vdc(), c.id(), query).await
         })
-        .json(endpoint::WORKLOAD_WAIT, |c, query, ()| async move {
-            c.backend.workload_wait(c.vdc(), c.id(), query).await
-        })
+        .json(
+            endpoint::WORKLOAD_WAIT,
+            |c, query, ()| async move { c.backend.workload_wait(c.vdc(), c.id(), query).await },
+        )
         .stream(endpoint::WORKLOAD_LOGS, OnHangUp::Drop, |c, query, ()| async move {
             c.backend.workload_logs(c.vdc(), c.id(), query).await
         })
         .stream(endpoint::WORKLOAD_STATS, OnHangUp::Drop, |c, query, ()| async move {
             c.backend.workload_stats(c.vdc(), c.id(), query).await
+        })
+        .upgrade(endpoint::WORKLOAD_EXEC, |c, (), body| async move {
+            c.backend.workload_exec(&c.call, c.vdc(), c.id(), body).await
+        })
+        .upgrade(endpoint::WORKLOAD_ATTACH, |c, (), body| async move {
+            c.backend.workload_attach(&c.call, c.vdc(), c.id(), body).await
+        })
+        .upgrade(endpoint::WORKLOAD_COPY, |c, (), body| async move {
+            c.backend.workload_copy(&c.call, c.vdc(), c.id(), body).await
         })
 }
 
@@ -116,9 +127,7 @@ fn of_images(routes: Routes) -> Routes {
             c.backend.image_pull(&c.call, c.vdc(), body).await
         })
         .json(endpoint::IMAGE_TAG, |c, (), body| async move { c.backend.image_tag(&c.call, c.vdc(), body).await })
-        .json(endpoint::IMAGE_REMOVE, |c, (), ()| async move {
-            c.backend.image_remove(&c.call, c.vdc(), c.id()).await
-        })
+        .json(endpoint::IMAGE_REMOVE, |c, (), ()| async move { c.backend.image_remove(&c.call, c.vdc(), c.id()).await })
         .json(endpoint::IMAGE_CLEAN, |c, (), ()| async move { c.backend.image_clean(&c.call, c.vdc()).await })
 }
 

@@ -2,12 +2,12 @@
 
 use async_trait::async_trait;
 use vdc_api::{
-    ApiError, ImageList, ImagePull, ImageTag, ImageView, ImagesFreed, LogEvent, LogsQuery, PullEvent, RemoveQuery,
-    RunEvent, SignalRequest, StatsEvent, StatsQuery, StopRequest, WaitQuery, Waited, WorkloadList, WorkloadRemoved,
-    WorkloadRun, WorkloadView,
+    ApiError, AttachRequest, CopyRequest, ExecRequest, ImageList, ImagePull, ImageTag, ImageView, ImagesFreed,
+    LogEvent, LogsQuery, PullEvent, RemoveQuery, RunEvent, SignalRequest, StatsEvent, StatsQuery, StopRequest,
+    WaitQuery, Waited, WorkloadList, WorkloadRemoved, WorkloadRun, WorkloadView,
 };
 
-use crate::{Call, Items};
+use crate::{Call, Items, Pipe};
 
 /// The daemon's workloads, as the API sees them; the rules of [`crate::Backend`] hold here too.
 #[async_trait]
@@ -42,6 +42,29 @@ pub trait WorkloadBackend: Send + Sync + 'static {
     async fn workload_logs(&self, vdc: &str, workload: &str, query: LogsQuery) -> Result<Items<LogEvent>, ApiError>;
     async fn workload_stats(&self, vdc: &str, workload: &str, query: StatsQuery)
     -> Result<Items<StatsEvent>, ApiError>;
+
+    /// The streams of one more program; ends with its last frame.
+    async fn workload_exec(
+        &self,
+        call: &Call,
+        vdc: &str,
+        workload: &str,
+        request: ExecRequest,
+    ) -> Result<Pipe, ApiError>;
+    async fn workload_attach(
+        &self,
+        call: &Call,
+        vdc: &str,
+        workload: &str,
+        request: AttachRequest,
+    ) -> Result<Pipe, ApiError>;
+    async fn workload_copy(
+        &self,
+        call: &Call,
+        vdc: &str,
+        workload: &str,
+        request: CopyRequest,
+    ) -> Result<Pipe, ApiError>;
 
     async fn image_list(&self, vdc: &str) -> Result<ImageList, ApiError>;
     async fn image_pull(&self, call: &Call, vdc: &str, request: ImagePull) -> Result<Items<PullEvent>, ApiError>;

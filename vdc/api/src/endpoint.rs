@@ -8,13 +8,14 @@ use utoipa::openapi::{RefOr, Schema};
 use utoipa::{IntoParams, PartialSchema, ToSchema};
 
 use crate::{
-    BlockCreate, BlockList, BlockView, ConnectRequest, Connected, EventList, EventView, EventsQuery, ExplainQuery,
-    Explanation, ExposureChange, ExposureList, ExposureView, GrantChange, Health, ImageList, ImagePull, ImageTag,
-    ImageView, ImagesFreed, InviteCreate, InviteCreated, InviteList, InviteView, IssuedList, IssuedQuery, JoinEvent,
-    JoinRequest, LeaveRequest, Left, LogEvent, LogsQuery, NodeList, NodeRevoke, NodeRevoked, NodeView, PeerList,
-    PingEvent, PingQuery, PullEvent, RemoveQuery, Renewed, RunEvent, SignalRequest, SiteAdd, SiteAdded, SiteList,
-    StatsEvent, StatsQuery, Status, StatusQuery, StopRequest, VdcCreate, VdcCreated, VdcList, VdcRecover, VdcRecovered,
-    VdcView, Version, WaitQuery, Waited, WorkloadList, WorkloadRemoved, WorkloadRun, WorkloadView,
+    AttachRequest, BlockCreate, BlockList, BlockView, ConnectRequest, Connected, CopyRequest, EventList, EventView,
+    EventsQuery, ExecRequest, ExplainQuery, Explanation, ExposureChange, ExposureList, ExposureView, GrantChange,
+    Health, ImageList, ImagePull, ImageTag, ImageView, ImagesFreed, InviteCreate, InviteCreated, InviteList,
+    InviteView, IssuedList, IssuedQuery, JoinEvent, JoinRequest, LeaveRequest, Left, LogEvent, LogsQuery, NodeList,
+    NodeRevoke, NodeRevoked, NodeView, PeerList, PingEvent, PingQuery, PullEvent, RemoveQuery, Renewed, RunEvent,
+    SignalRequest, SiteAdd, SiteAdded, SiteList, StatsEvent, StatsQuery, Status, StatusQuery, StopRequest, VdcCreate,
+    VdcCreated, VdcList, VdcRecover, VdcRecovered, VdcView, Version, WaitQuery, Waited, WorkloadList, WorkloadRemoved,
+    WorkloadRun, WorkloadView,
 };
 
 /// How an operation is called.
@@ -59,6 +60,8 @@ pub enum Reply {
     Stream,
     /// Text for another standard's readers.
     Text,
+    /// The connection becomes [`crate::STREAM_PROTOCOL`].
+    Upgrade,
 }
 
 /// One operation: `Q` is its query, `B` its request body, `R` its response or stream item; `()` where there is none.
@@ -283,6 +286,12 @@ endpoints! {
     WORKLOAD_LOGS = workload_logs: Get "/v1/vdcs/{vdc}/workloads/{workload}/logs" ? LogsQuery => Stream LogEvent;
     /// What a workload uses
     WORKLOAD_STATS = workload_stats: Get "/v1/vdcs/{vdc}/workloads/{workload}/stats" ? StatsQuery => Stream StatsEvent;
+    /// Run one more program in a workload
+    WORKLOAD_EXEC = workload_exec: Post "/v1/vdcs/{vdc}/workloads/{workload}/exec", ExecRequest => Upgrade String;
+    /// Join the streams of a workload's program
+    WORKLOAD_ATTACH = workload_attach: Post "/v1/vdcs/{vdc}/workloads/{workload}/attach", AttachRequest => Upgrade String;
+    /// Copy files out of a workload or into it
+    WORKLOAD_COPY = workload_copy: Post "/v1/vdcs/{vdc}/workloads/{workload}/copy", CopyRequest => Upgrade String;
     /// The images of this node
     IMAGE_LIST = image_list: Get "/v1/vdcs/{vdc}/images" => Json ImageList;
     /// Get an image

@@ -24,6 +24,8 @@ pub enum ErrorCode {
     Conflict,
     TooLarge,
     UnsupportedMediaType,
+    /// The operation needs the connection for itself (HTTP's `Upgrade`).
+    UpgradeRequired,
     /// This node is in no VDC.
     NoVdc,
     /// This node is in several VDCs and the request names none.
@@ -97,6 +99,7 @@ impl ErrorCode {
             Self::InviteExpired | Self::InviteRevoked => 410,
             Self::TooLarge => 413,
             Self::UnsupportedMediaType => 415,
+            Self::UpgradeRequired => 426,
             Self::Internal | Self::System | Self::Unknown => 500,
             Self::Unreachable | Self::RegistryUnreachable => 502,
             Self::Busy | Self::Unavailable => 503,
@@ -118,6 +121,7 @@ impl ErrorCode {
             Self::Conflict => "conflict",
             Self::TooLarge => "too-large",
             Self::UnsupportedMediaType => "unsupported-media-type",
+            Self::UpgradeRequired => "upgrade-required",
             Self::NoVdc => "no-vdc",
             Self::AmbiguousVdc => "ambiguous-vdc",
             Self::AmbiguousName => "ambiguous-name",
@@ -248,6 +252,7 @@ mod tests {
             ErrorCode::Conflict,
             ErrorCode::TooLarge,
             ErrorCode::UnsupportedMediaType,
+            ErrorCode::UpgradeRequired,
             ErrorCode::NoVdc,
             ErrorCode::AmbiguousVdc,
             ErrorCode::AmbiguousName,

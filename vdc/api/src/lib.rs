@@ -70,6 +70,8 @@ pub use workload::{
     RestartPolicy, RunEvent, SignalRequest, StatsEvent, StatsQuery, StopRequest, TerminalSize, WAIT_S_MAX, WaitQuery,
     Waited, WorkloadList, WorkloadRemoved, WorkloadRun, WorkloadView,
 };
+/// Frames of an upgraded connection, both directions: what `exec`, `attach` and `copy` speak.
+pub use workloads_wire::frame;
 
 /// Stands for a VDC's name in a path: the only VDC of this node, or else the one in use (`meshctl vdc use`).
 pub const DEFAULT_VDC: &str = "-";
@@ -86,6 +88,8 @@ pub const MEDIA_JSON: &str = "application/json";
 pub const MEDIA_SSE: &str = "text/event-stream";
 /// Media type of the metrics.
 pub const MEDIA_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+/// What the connection of an operation with [`Reply::Upgrade`] becomes (RFC 9110 §7.8): [`frame`]s both ways.
+pub const STREAM_PROTOCOL: &str = "meshd-stream/1";
 /// Header that carries the id of a request; it stands in the daemon's log too.
 pub const REQUEST_ID_HEADER: &str = "x-request-id";
 /// Name of the stream event that carries an [`ErrorBody`] and ends the stream.

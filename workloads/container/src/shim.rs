@@ -219,6 +219,14 @@ impl Happenings {
         Ok(Self(control))
     }
 
+    /// A datagram socket to wait with: readable when [`Self::next`] has something to tell.
+    ///
+    /// # Errors
+    /// The process has no descriptors left.
+    pub fn socket(&self) -> io::Result<std::os::unix::net::UnixDatagram> {
+        self.0.0.try_clone().map(Into::into)
+    }
+
     /// What was told next; nothing when nothing more was told up to now.
     ///
     /// # Errors
@@ -258,18 +266,6 @@ impl Happenings {
     }
 }
 
-impl AsFd for Happenings {
-    /// Readable when [`Self::next`] has something to tell.
-    fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
-        self.0.0.as_fd()
-    }
-}
-
-impl std::os::fd::AsRawFd for Happenings {
-    fn as_raw_fd(&self) -> std::os::fd::RawFd {
-        self.0.0.as_raw_fd()
-    }
-}
 
 /// The shim of a container, where it lives. Its lock is not tried: who tries a lock holds it for a moment, and a shim that
 /// starts in that moment would give up.
