@@ -5,5 +5,6 @@ mod archive;
 mod build;
 mod conformance;
 mod hostile;
+mod model;
 mod store;
 mod tree;
