@@ -265,7 +265,7 @@ fn stacked(layers: &[Vec<Op>], scratch: &Path) -> Option<BTreeMap<String, String
 #[test]
 fn stacked_layers_show_what_the_model_shows() {
     let layers = prop::collection::vec(prop::collection::vec(op(), 1..8), 1..4);
-    let config = Config { cases: 400, failure_persistence: None, ..Config::default() };
+    let config = Config { cases: 500, failure_persistence: None, ..Config::default() };
     let mut runner = TestRunner::new_with_rng(config, TestRng::deterministic_rng(RngAlgorithm::ChaCha));
     let accepted = Cell::new(0);
     let outcome = runner.run(&layers, |layers| {

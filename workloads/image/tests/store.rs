@@ -157,7 +157,7 @@ fn collection_takes_what_has_no_name_and_no_use() {
     assert!(new.layers_directory.join(&new.layers[0]).join("file").exists());
     let freed = images.gc(&BTreeSet::new()).expect("collected");
     assert_eq!((freed.images.len(), freed.layers, freed.bytes), (2, 3, 11));
-    assert_eq!(images.list(), [kept.clone()]);
+    assert_eq!(images.list(), std::slice::from_ref(&kept));
     assert_eq!(counts(directory.path()), [2, 1, 1, 1, 0]);
     drop(images);
     assert_eq!(store(directory.path()).list(), [kept]);
@@ -243,14 +243,16 @@ fn image_without_layers_and_one_with_too_few_are_refused() {
     assert!(matches!(error, ImageError::LayerCount { layers: 2, diff_ids: 1 }), "{error:?}");
 }
 
-/// Where a crash can fall, and how many images are whole after it.
+/// What it is, how it comes about, and how much is left of an image.
+type Damage<'a> = (&'a str, &'a dyn Fn(), [usize; 5]);
+
 #[test]
 fn opening_heals_what_a_crash_left() {
     let directory = tempfile::tempdir().expect("a directory");
     let path = directory.path();
     let first =
         |folder: &str| fs::read_dir(path.join(folder)).expect("a folder").next().expect("one").expect("one").path();
-    let damages: [(&str, &dyn Fn(), [usize; 5]); 9] = [
+    let damages: [Damage<'_>; 9] = [
         ("nothing", &|| {}, [1, 1, 1, 1, 0]),
         ("an image in progress", &|| fs::create_dir_all(path.join("tmp/x/0/etc")).expect("made"), [1, 1, 1, 1, 0]),
         ("before the name", &|| fs::remove_file(first("references")).expect("removed"), [1, 1, 1, 0, 0]),
