@@ -19,7 +19,7 @@ pub(crate) const DEFAULT: &[&str] = &[
 ];
 
 /// Every capability of Linux 6.18, by its number.
-pub(crate) const ALL: &[&str] = &[
+pub const ALL: &[&str] = &[
     "CAP_CHOWN",
     "CAP_DAC_OVERRIDE",
     "CAP_DAC_READ_SEARCH",

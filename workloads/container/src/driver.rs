@@ -26,6 +26,7 @@ use crate::request::{
     Adopted, AdoptedState, Copy, Degraded, ExecRequest, Exit, ExitCause, HealthCheck, HeldPort, HostFacts,
     RuntimeError, StartRequest, Started, Stats, StreamPoint, WorkloadId,
 };
+use crate::shim::Happenings;
 use crate::user::{self, ResolvedUser, find_user};
 use crate::wire::{self, Command, Event};
 use crate::{caps, exitfile, limits, rootfs, seccomp, serve, shim};
@@ -174,16 +175,34 @@ impl Driver {
     /// [`RuntimeError::Refused`] for what cannot be run here or is running already. Nothing is left of a failed start but
     /// what an earlier start of the same container wrote.
     pub fn start(&self, request: &StartRequest) -> Result<Started, RuntimeError> {
+        self.start_attached(request, &mut |_| {})
+    }
+
+    /// Like [`Self::start`]; with [`StartRequest::hold_for_attach`] `created` is told where the program's streams are while
+    /// it waits for somebody to come there.
+    ///
+    /// # Errors
+    /// Those of [`Self::start`].
+    pub fn start_attached(
+        &self,
+        request: &StartRequest,
+        created: &mut dyn FnMut(StreamPoint),
+    ) -> Result<Started, RuntimeError> {
         let args = self.check(request)?;
         if !self.starting.lock().insert(request.id) {
             return Err(RuntimeError::Refused { why: format!("container {} is being started", request.id) });
         }
-        let started = self.start_checked(request, &args);
+        let started = self.start_checked(request, &args, created);
         self.starting.lock().remove(&request.id);
         started
     }
 
-    fn start_checked(&self, request: &StartRequest, args: &[String]) -> Result<Started, RuntimeError> {
+    fn start_checked(
+        &self,
+        request: &StartRequest,
+        args: &[String],
+        created: &mut dyn FnMut(StreamPoint),
+    ) -> Result<Started, RuntimeError> {
         let place = self.place(request.id);
         let known = place.state.exists();
         match fs::create_dir(&place.run) {
@@ -192,7 +211,7 @@ impl Driver {
             }
             made => made.at("make the run directory of a container")?,
         }
-        self.bring_up(request, &place, args).inspect_err(|_| {
+        self.bring_up(request, &place, args, created).inspect_err(|_| {
             if let Err(error) = self.remove(request.id, known) {
                 tracing::warn!(id = place.id, %error, "what a failed start left could not be removed");
             }
@@ -240,7 +259,13 @@ impl Driver {
         Ok(args)
     }
 
-    fn bring_up(&self, request: &StartRequest, place: &Place, args: &[String]) -> Result<Started, RuntimeError> {
+    fn bring_up(
+        &self,
+        request: &StartRequest,
+        place: &Place,
+        args: &[String],
+        created: &mut dyn FnMut(StreamPoint),
+    ) -> Result<Started, RuntimeError> {
         let id_map = if request.security.user_namespace {
             Some(self.maps.namespace(request.uid_base).at("make the user namespace")?)
         } else {
@@ -272,7 +297,7 @@ impl Driver {
         let records = exit_directory(place, request.remove);
         remove_file(&records.join(exitfile::NAME)).at("forget an end of before")?;
         let pid = match &self.config.launcher {
-            Launcher::Shim(program) => self.run_shim(request, place, program, filter, records)?,
+            Launcher::Shim(program) => self.run_shim(request, place, program, filter, records, created)?,
             Launcher::External(program) => {
                 degraded.push(Degraded { what: "logs", why: "an external runtime keeps no output".to_owned() });
                 self.run_external(request, place, program, records)?
@@ -288,6 +313,7 @@ impl Driver {
         program: &Path,
         filter: Vec<u8>,
         records: PathBuf,
+        created: &mut dyn FnMut(StreamPoint),
     ) -> Result<u32, RuntimeError> {
         let text = |path: &Path| -> Result<String, RuntimeError> {
             let refused = || RuntimeError::Refused { why: format!("{} is no UTF-8 path", path.display()) };
@@ -313,7 +339,7 @@ impl Driver {
             held: request.held_ports.iter().map(held).collect(),
             health: request.health.as_ref().map(health),
         };
-        let running = shim::run(&shim::Launch { program, directory: &place.run, config: &config })?;
+        let running = shim::run(&shim::Launch { program, directory: &place.run, config: &config }, created)?;
         let pid = running.pid;
         note(&place.run, pid)?;
         let (cgroups, id, sync) = (Arc::clone(&self.cgroups), place.id.clone(), !request.remove);
@@ -480,6 +506,50 @@ impl Driver {
         let process = Process::noted(&self.place(id).run, process::NAME).ok_or(RuntimeError::NotFound { id })?;
         let sent = process.signal(signal).at("send a signal")?;
         if sent { Ok(()) } else { Err(RuntimeError::NotFound { id }) }
+    }
+
+    /// Ends the container: `signal`, and SIGKILL to all of it after `grace`. Its end is told as any other; the shim keeps
+    /// the promise even if the caller goes away.
+    ///
+    /// # Errors
+    /// [`RuntimeError::NotFound`] where none runs.
+    pub fn stop(&self, id: WorkloadId, signal: u8, grace: Duration) -> Result<(), RuntimeError> {
+        if matches!(self.config.launcher, Launcher::External(_)) {
+            self.signal(id, signal)?;
+            if self.wait(id, grace)?.is_none() {
+                self.signal(id, 9)?;
+            }
+            return Ok(());
+        }
+        let grace_ms = u64::try_from(grace.as_millis()).unwrap_or(u64::MAX);
+        let control = self.control(id, &self.place(id))?;
+        Ok(control.send(&Command::Stop { signal, grace_ms })?)
+    }
+
+    /// What happens to a container from now on, and what happened last.
+    ///
+    /// # Errors
+    /// [`RuntimeError::NotFound`] where it has no shim that lives: [`Self::wait`] tells its end.
+    pub fn happenings(&self, id: WorkloadId) -> Result<Happenings, RuntimeError> {
+        Ok(Happenings::of(self.control(id, &self.place(id))?)?)
+    }
+
+    /// Lets what keeps an ended container go, once those who are attached have heard everything; [`Self::remove`] cuts them
+    /// off.
+    ///
+    /// # Errors
+    /// It did not go within `limit`, or the container still runs.
+    pub fn reap(&self, id: WorkloadId, limit: Duration) -> Result<(), RuntimeError> {
+        match &self.config.launcher {
+            Launcher::Shim(_) => shim::reap(&self.place(id).run, limit),
+            Launcher::External(_) => Ok(()),
+        }
+    }
+
+    /// Where the segments of a container's log are.
+    #[must_use]
+    pub fn log_directory(&self, id: WorkloadId) -> PathBuf {
+        self.place(id).state.join("log")
     }
 
     /// How the container ended, waiting at most `limit` for it; nothing while it still runs.

@@ -25,13 +25,16 @@ mod shim;
 mod sys;
 mod user;
 
+pub use caps::ALL as CAPABILITIES;
 pub use cgroup::Layout;
 pub use driver::{Driver, DriverConfig, Launcher};
 pub use idmap::RANGE_IDS;
 pub use request::{
-    Adopted, AdoptedState, Copy, Degraded, ExecRequest, Exit, ExitCause, HealthCheck, HeldPort, HostFacts, Limits,
-    RootLayers, RuntimeError, Security, StartRequest, Started, Stats, StreamPoint, Volume, WorkloadId,
+    Adopted, AdoptedState, Copy, Degraded, ExecRequest, Exit, ExitCause, Happening, HealthCheck, HealthState, HeldPort,
+    HostFacts, Limits, RootLayers, RuntimeError, Security, StartRequest, Started, Stats, StreamPoint, Volume,
+    WorkloadId,
 };
+pub use shim::Happenings;
 pub use user::{ResolvedUser, UserError, find_user};
 
 use workloads_wire::message as wire;

@@ -191,6 +191,26 @@ pub enum ExitCause {
     StartFailed,
 }
 
+/// What a health check says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HealthState {
+    Starting,
+    Healthy,
+    Unhealthy,
+}
+
+/// Something that happened to a running container.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Happening {
+    Health {
+        state: HealthState,
+        /// The end of what the last check wrote.
+        output: String,
+    },
+    /// Nothing comes after it.
+    Ended(Exit),
+}
+
 /// A container found under the run directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Adopted {
@@ -278,6 +298,9 @@ pub enum RuntimeError {
     },
     #[error("{why}")]
     Refused { why: String },
+    /// The program does not run, and why: the shim's step, its words, and the status that stands for it (125, 126, 127).
+    #[error("the program was not started: {message}")]
+    Failed { step: String, message: String, code: i32 },
     /// What the runtime that makes the container said.
     #[error("the container was not started: {message}")]
     Shim { message: String },

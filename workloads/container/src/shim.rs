@@ -13,7 +13,7 @@ use rustix::process::{Pid, PidfdFlags};
 use crate::error::{AtStep, StepError};
 use crate::external::wait_for_end;
 use crate::process::Process;
-use crate::request::{Exit, ExitCause, RuntimeError};
+use crate::request::{Exit, ExitCause, Happening, HealthState, RuntimeError, StreamPoint};
 use crate::sys;
 use crate::wire::{self, Command, Config, Event, MESSAGE_BYTES_MAX};
 
@@ -63,11 +63,12 @@ impl Child {
     }
 }
 
-/// Starts the shim and, by it, the container; returns when the container's program runs.
+/// Starts the shim and, by it, the container; returns when the container's program runs. Where the program is held for
+/// somebody who attaches, `created` is told where its streams are before that.
 ///
 /// # Errors
 /// [`RuntimeError::Shim`] with what the shim said; it is gone then.
-pub(crate) fn run(launch: &Launch<'_>) -> Result<Running, RuntimeError> {
+pub(crate) fn run(launch: &Launch<'_>, created: &mut dyn FnMut(StreamPoint)) -> Result<Running, RuntimeError> {
     let path = launch.directory.join("shim.cbor");
     fs::write(path, wire::encode(launch.config)).at("write the shim's configuration")?;
     let errors = fs::File::create(launch.directory.join("shim.err")).at("make a file for the shim's errors")?;
@@ -81,7 +82,7 @@ pub(crate) fn run(launch: &Launch<'_>) -> Result<Running, RuntimeError> {
     if let Some(process) = Process::look(pid.as_raw_nonzero().get().unsigned_abs()) {
         process.note(launch.directory, NAME).at("note the shim's process")?;
     }
-    match greet(&Control(ours)) {
+    match greet(&Control(ours), launch, created) {
         Ok(pid) => Ok(Running { pid, shim }),
         Err(error) => {
             shim.kill();
@@ -97,14 +98,22 @@ pub(crate) fn run(launch: &Launch<'_>) -> Result<Running, RuntimeError> {
     }
 }
 
-/// `Created`, `Start`, `Started`.
-fn greet(control: &Control) -> Result<u32, RuntimeError> {
+/// `Created`, `Attach` where somebody is waited for, `Start`, `Started`.
+fn greet(control: &Control, launch: &Launch<'_>, created: &mut dyn FnMut(StreamPoint)) -> Result<u32, RuntimeError> {
     let end = Instant::now() + START_MAX;
     let mut pid = None;
     loop {
         match control.receive(end)? {
-            Event::Created { pid: created } => {
-                pid = Some(created);
+            Event::Created { pid: first } => {
+                pid = Some(first);
+                if launch.config.hold_for_attach {
+                    control.send(&Command::Attach)?;
+                } else {
+                    control.send(&Command::Start)?;
+                }
+            }
+            Event::Attached { token } => {
+                created(StreamPoint { socket: streams(launch.directory), token });
                 control.send(&Command::Start)?;
             }
             Event::Started => {
@@ -114,9 +123,8 @@ fn greet(control: &Control) -> Result<u32, RuntimeError> {
             Event::Exited(exit) if !exit.start_failed => {
                 return pid.ok_or_else(|| RuntimeError::Shim { message: "no process was made".to_owned() });
             }
-            Event::Failed { message, .. } | Event::Refused { why: message } => {
-                return Err(RuntimeError::Shim { message });
-            }
+            Event::Failed { step, message, code } => return Err(RuntimeError::Failed { step, message, code }),
+            Event::Refused { why: message } => return Err(RuntimeError::Shim { message }),
             _ => {}
         }
     }
@@ -192,14 +200,72 @@ impl Control {
                 return Ok(answer);
             }
             match event {
-                Event::Refused { why } | Event::Failed { message: why, .. } => {
-                    return Err(RuntimeError::Refused { why });
+                Event::Refused { why } => return Err(RuntimeError::Refused { why }),
+                Event::Failed { step, message, code } => return Err(RuntimeError::Failed { step, message, code }),
+                _ => {}
+            }
+        }
+    }
+}
+
+/// What a shim tells of its container, as it comes: for those who wait for many at once.
+#[derive(Debug)]
+pub struct Happenings(Control);
+
+impl Happenings {
+    /// Connects, and has the present state told first: nothing is missed.
+    pub(crate) fn of(control: Control) -> Result<Self, StepError> {
+        control.send(&Command::State)?;
+        Ok(Self(control))
+    }
+
+    /// A datagram socket to wait with: readable when [`Self::next`] has something to tell.
+    ///
+    /// # Errors
+    /// The process has no descriptors left.
+    pub fn socket(&self) -> io::Result<std::os::unix::net::UnixDatagram> {
+        self.0.0.try_clone().map(Into::into)
+    }
+
+    /// What was told next; nothing when nothing more was told up to now.
+    ///
+    /// # Errors
+    /// The shim is gone, or speaks another version.
+    pub fn next(&self) -> Result<Option<Happening>, RuntimeError> {
+        let step = "hear from a container's shim";
+        let health = |health: wire::HealthState| match health {
+            wire::HealthState::Starting => HealthState::Starting,
+            wire::HealthState::Healthy => HealthState::Healthy,
+            wire::HealthState::Unhealthy => HealthState::Unhealthy,
+        };
+        let mut bytes = vec![0; MESSAGE_BYTES_MAX];
+        loop {
+            let length = match rustix::net::recv(&self.0.0, &mut bytes[..], RecvFlags::DONTWAIT) {
+                Err(rustix::io::Errno::AGAIN) => return Ok(None),
+                Err(rustix::io::Errno::INTR) => continue,
+                received => received.at(step)?.0,
+            };
+            if length == 0 {
+                return Err(StepError::new(step, io::ErrorKind::UnexpectedEof.into()).into());
+            }
+            let unknown = |_| RuntimeError::Shim { message: "the shim speaks another version".to_owned() };
+            match wire::decode(&bytes[..length.min(MESSAGE_BYTES_MAX)]).map_err(unknown)? {
+                Event::Exited(exit) | Event::State { exit: Some(exit), .. } => {
+                    return Ok(Some(Happening::Ended(exit_of(&exit))));
+                }
+                Event::Health { state, output } => {
+                    let output = String::from_utf8_lossy(&output).into_owned();
+                    return Ok(Some(Happening::Health { state: health(state), output }));
+                }
+                Event::State { health: Some(state), .. } => {
+                    return Ok(Some(Happening::Health { state: health(state), output: String::new() }));
                 }
                 _ => {}
             }
         }
     }
 }
+
 
 /// The shim of a container, where it lives. Its lock is not tried: who tries a lock holds it for a moment, and a shim that
 /// starts in that moment would give up.
@@ -227,6 +293,16 @@ pub(crate) fn end(directory: &Path) -> Result<(), RuntimeError> {
     let Some(process) = shim.open() else { return Ok(()) };
     shim.signal(9).at("end a container's shim")?;
     if wait_for_end(&process, Some(ANSWER_MAX)) { Ok(()) } else { Err(RuntimeError::Timeout { what: "let go" }) }
+}
+
+/// Lets the shim of a container that has ended go, once those who are attached have heard everything.
+///
+/// # Errors
+/// It did not go within `limit`.
+pub(crate) fn reap(directory: &Path, limit: Duration) -> Result<(), RuntimeError> {
+    let Some(process) = shim_of(directory).and_then(Process::open) else { return Ok(()) };
+    Control::connect(directory)?.send(&Command::Reap)?;
+    if wait_for_end(&process, Some(limit)) { Ok(()) } else { Err(RuntimeError::Timeout { what: "let go" }) }
 }
 
 /// How a shim's record tells the end.

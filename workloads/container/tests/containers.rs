@@ -512,7 +512,7 @@ fn a_further_program_lives_in_the_same_fences() {
         let unknown = ExecRequest { user: Some("nobody-here".to_owned()), ..exec.clone() };
         assert!(matches!(driver.exec(request.id, &unknown), Err(RuntimeError::UnknownUser(_))));
         let missing = ExecRequest { args: vec![b"/bin/nothing".to_vec()], ..ExecRequest::default() };
-        assert!(matches!(driver.exec(request.id, &missing), Err(RuntimeError::Refused { .. })));
+        assert!(matches!(driver.exec(request.id, &missing), Err(RuntimeError::Failed { code: 127, .. })));
         driver.remove(request.id, false).unwrap();
         assert!(matches!(driver.exec(request.id, &exec), Err(RuntimeError::NotFound { .. })));
     });

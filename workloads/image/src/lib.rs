@@ -1,0 +1,34 @@
+//! Images of containers: what they are called and how their bytes are proven.
+//!
+//! The crate trusts nothing it is handed: a reference is parsed by the grammar of the field, and content counts only
+//! after its digest was computed here.
+
+pub mod archive;
+pub mod config;
+mod decompress;
+pub mod digest;
+mod error;
+mod gc;
+mod ingest;
+mod layout;
+mod lower;
+pub mod manifest;
+mod pull;
+pub mod reference;
+mod store;
+pub mod tar;
+pub mod unpack;
+
+pub use archive::Archive;
+pub use config::{ConfigError, HealthCheck, ImageConfig};
+pub use decompress::Bomb;
+pub use digest::{Algorithm, Digest, DigestError, Verifier};
+pub use error::ImageError;
+pub use ingest::{Ingest, PlannedLayer};
+pub use layout::{OnProgress, Progress};
+pub use lower::Lower;
+pub use manifest::{Descriptor, Document, Index, Manifest, ManifestError, Platform};
+pub use pull::{Credentials, PullOptions};
+pub use reference::{Reference, ReferenceError};
+pub use store::{Freed, Image, Images, Removed, StoreOptions};
+pub use unpack::{Limits, UnpackError, Unpacked};
