@@ -39,14 +39,18 @@ fn in_namespaces<F: Future<Output = ()>>(test: &str, work: impl FnOnce() -> F) {
 }
 
 /// A daemon without a VDC.
-fn daemon(directory: &std::path::Path) -> Daemon {
+async fn daemon(directory: &std::path::Path) -> Daemon {
     let config = Arc::new(Config {
         state_dir: directory.join("state"),
         network: Network { mdns: false, ..Network::default() },
         dns: Dns { mode: DnsMode::Off, ..Dns::default() },
         ..Config::default()
     });
+    let (dns, events) = (Arc::new(DnsHub::new(config.dns.clone())), Events::default());
+    let token = CancellationToken::new();
+    let workloads = Workloads::open(&config, Arc::clone(&dns), events.clone(), token.child_token()).await;
     Daemon {
+        workloads: workloads.expect("root can look after containers"),
         state: StateDir::open(&config.state_dir).expect("writable"),
         fabric: Fabric::start(&config).expect("the port is free in here"),
         started: Instant::now(),
@@ -54,13 +58,8 @@ fn daemon(directory: &std::path::Path) -> Daemon {
         not_served: RwLock::default(),
         in_use: Mutex::default(),
         membership: Mutex::new(()),
-        token: CancellationToken::new(),
-        shared: Shared {
-            dns: Arc::new(DnsHub::new(config.dns.clone())),
-            config,
-            events: Events::default(),
-            boot_nonce: random(),
-        },
+        token,
+        shared: Shared { dns, config, events, boot_nonce: random() },
     }
 }
 
@@ -77,7 +76,7 @@ async fn founded(daemon: &Daemon, ipv4: Option<&str>) -> CoreHandle {
 
 async fn panic_and_come_back() {
     let directory = tempfile::tempdir().expect("a directory");
-    let daemon = daemon(directory.path());
+    let daemon = daemon(directory.path()).await;
     let handle = founded(&daemon, None).await;
     assert_eq!(packet_threads(), 1);
 

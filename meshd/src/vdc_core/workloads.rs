@@ -255,6 +255,12 @@ impl Core {
         super::names::hosts(&self.view)
     }
 
+    /// As after a start.
+    pub(crate) fn forget_workloads(&mut self) {
+        self.workloads = Workloads::default();
+        self.refresh();
+    }
+
     /// Whether the record is about to be signed again.
     pub(crate) fn is_record_due(&self) -> bool {
         self.workloads.record_due.is_some()

@@ -68,7 +68,7 @@ async fn explained(core: &CoreHandle, source: &str, destination: &str, flow: &st
 
 async fn known_and_signed() {
     let directory = tempfile::tempdir().expect("a directory");
-    let daemon = daemon(directory.path());
+    let daemon = daemon(directory.path()).await;
     let core = founded(&daemon, Some("10.64.0.0/12")).await;
     let node = core.with(|core| core.own_node()).await.expect("served").expect("a member");
     let host: (Ipv6Addr, Ipv4Addr) = (
@@ -147,18 +147,17 @@ async fn known_and_signed() {
     assert_eq!(taken, Err(NameHolder::Node { full_name: "paris1.paris".into() }));
     assert_eq!(core.name_is_free(&name("db")).await.expect("a member"), Ok(()), "its own workloads do not count");
 
-    // A daemon that starts again knows what its record says, until it is told what runs.
+    // A task that starts again knows what its record says, until it is told what runs.
+    core.with(|core| core.forget_workloads()).await.expect("served");
+    assert_eq!(exposed(&core).await, third);
+    assert!(is_target(db.v6.into()), "its port stays open without anybody's word");
+    core.set_workloads(vec![db.clone()]).await.expect("applied");
+    assert!(!core.with(|core| core.is_record_due()).await.expect("served"));
+
+    // Nothing runs when the daemon has started again: what its record says is taken back.
     daemon.unserve(&name("acme")).await.expect("stopped");
     let core = daemon.serve(daemon.vdc_dir(&name("acme")).expect("still there")).await.expect("served again");
-    assert_eq!(exposed(&core).await, third);
-    let until_loaded = async {
-        while !is_target(db.v6.into()) {
-            tokio::task::yield_now().await;
-        }
-    };
-    tokio::time::timeout(PATIENCE, until_loaded).await.expect("its port is open without anybody's word");
-    core.set_workloads(vec![]).await.expect("applied");
-    assert!(!is_target(db.v6.into()));
     let last = signed_since(&core, third.0).await;
     assert_eq!(last, (third.0 + 1, text(&["22/tcp"]), vec![]));
+    assert!(!is_target(db.v6.into()));
 }
