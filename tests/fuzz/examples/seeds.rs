@@ -13,7 +13,7 @@ use vdc::invite::{
 };
 use vdc::record::{
     Authority, Block, BlockMatch, Contact, ContactAddress, Delegation, Estate, Exposure, Genesis, Grant, Member,
-    Policy, PortRange, Protocol, Site, Tombstone,
+    Policy, PortRange, Protocol, Site, Tombstone, WorkloadExposure,
 };
 use vdc::{
     Body, Hash, InviteId, Ipv4Block, Key, Name, Office, Role, Signed, SigningKey, SiteNumber, UnixTime, VdcId, WgKey,
@@ -235,7 +235,8 @@ fn records(owner: &SigningKey) -> Vec<(&'static str, Vec<u8>)> {
                 door_port: Some(7947),
             }),
         ),
-        ("exposure", Body::Exposure(Exposure { node, serial: 1, ports: vec![port] })),
+        ("exposure", Body::Exposure(Exposure { node, serial: 1, ports: vec![port], workloads: vec![] })),
+        ("exposure-workloads", Body::Exposure(Exposure { node, serial: 2, ports: vec![port], workloads: workloads() })),
         (
             "tombstone",
             Body::Tombstone(Tombstone {
@@ -319,6 +320,8 @@ fn histories() -> Vec<(&'static str, Vec<u8>)> {
     };
     let port = PortRange { protocol: Protocol::Udp, first: 1, last: 9 };
     let exposure = Body::Exposure(Exposure { node: key(4), serial: 1, ports: vec![port], workloads: vec![] });
+    let exposed =
+        |n: u8, serial| Body::Exposure(Exposure { node: key(n), serial, ports: vec![], workloads: workloads() });
     vec![
         (
             "displaced",
@@ -328,7 +331,23 @@ fn histories() -> Vec<(&'static str, Vec<u8>)> {
             "revived",
             said(vec![(2, 1, registrar(3, 1)), (3, 3, member(4, 1, 1)), (0, 0, close(2)), (1, 1, registrar(3, 1))]),
         ),
+        (
+            "workloads",
+            said(vec![(1, 2, member(4, 1, 1)), (4, 4, exposed(4, 1)), (1, 4, exposed(1, 1)), (4, 4, exposed(4, 2))]),
+        ),
         ("mutual", said(vec![(1, 1, close(2)), (2, 1, close(1)), (1, 2, member(4, 1, 1)), (0, 0, close(1))])),
+    ]
+}
+
+fn workloads() -> Vec<WorkloadExposure> {
+    let name = |text| Name::new(text).expect("a literal name");
+    let port = PortRange { protocol: Protocol::Tcp, first: 80, last: 80 };
+    let workload =
+        |text, offset, ipv4, ports, labels| WorkloadExposure { name: name(text), offset, ipv4, ports, labels };
+    let address = Some(Ipv4Addr::new(10, 64, 0, 2));
+    vec![
+        workload("paris1", 0x1_0001, None, vec![], vec![]),
+        workload("web", 0x1_0000, address, vec![port], vec![name("front")]),
     ]
 }
 
