@@ -19,7 +19,7 @@ const RATIO_FREE_BYTES: u64 = 16 << 20;
 /// # Errors
 ///
 /// What the source says when it is asked for its first bytes.
-pub(crate) fn plain<'a>(mut source: impl BufRead + 'a) -> io::Result<Box<dyn Read + 'a>> {
+pub fn plain<'a>(mut source: impl BufRead + 'a) -> io::Result<Box<dyn Read + 'a>> {
     let head = source.fill_buf()?;
     Ok(if head.starts_with(&[0x1f, 0x8b]) {
         Box::new(MultiGzDecoder::new(source))

@@ -5,7 +5,7 @@
 
 pub mod archive;
 pub mod config;
-mod decompress;
+pub mod decompress;
 pub mod digest;
 mod error;
 mod gc;
