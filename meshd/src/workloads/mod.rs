@@ -16,10 +16,13 @@ mod spec;
 mod streams;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use futures::FutureExt as _;
+use futures::future::BoxFuture;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -52,6 +55,8 @@ const WORKLOADS_MAX: usize = 4_096;
 const UID_BASE: u32 = 1 << 30;
 /// Ranges of ids that fit above it, below the kernel's last id.
 const UID_RANGES: u32 = 16_383;
+/// Before a task that failed is begun anew.
+const REVIVAL_PAUSE: Duration = Duration::from_secs(1);
 /// Digits of an id that stand for a name.
 const SHORT_ID: usize = 12;
 /// Where the parent of a container is installed, unless it lies beside the daemon.
@@ -338,14 +343,44 @@ impl Workloads {
             status,
             state: State::default(),
         };
-        let stop = self.stop.clone();
+        let (host, stop) = (Arc::clone(self), self.stop.clone());
         drop(self.tasks.spawn(async move {
             tokio::select! {
-                () = life.run(begin) => {}
+                // cancel-safe: what runs goes on, and what was decided is written down.
+                lived = AssertUnwindSafe(life.run(begin)).catch_unwind() => if lived.is_err() {
+                    host.revive(id, vdc).await;
+                },
+                // cancel-safe: a level.
                 () = stop.cancelled() => {}
             }
         }));
         handle
+    }
+
+    /// Begins a life anew whose task was lost to a defect: the workload itself goes on.
+    fn revive(self: Arc<Self>, id: WorkloadId, vdc: VdcId) -> BoxFuture<'static, ()> {
+        async move {
+            let text = format!("the task of workload {id} failed and is begun anew; please report what the log says");
+            self.events.push(Severity::Error, "workload-task-failed", None, None, text);
+            tokio::time::sleep(REVIVAL_PAUSE).await;
+            let (driver, shelf) = (Arc::clone(&self.driver), self.shelf.clone());
+            let found = blocking(move || {
+                let kept = shelf.load().0.into_iter().find(|(known, _)| *known == id);
+                let adopted = driver.adopt().unwrap_or_default().into_iter().find(|one| one.id == id);
+                kept.map(|(_, kept)| (kept, adopted))
+            });
+            match found.await {
+                Ok(Some((kept, adopted))) if adopted.is_some() || !kept.spec.remove => {
+                    self.restore(id, vdc, adopted, kept).await;
+                }
+                _ => {
+                    self.networks.withdraw(id).await;
+                    self.clear(id, false).await;
+                    self.forget(id);
+                }
+            }
+        }
+        .boxed()
     }
 
     // ---- making
