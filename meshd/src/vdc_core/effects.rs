@@ -50,7 +50,7 @@ pub(super) struct Ports {
 pub(super) struct FirewallState {
     /// What the newest table was compiled from.
     compiled: Option<(Option<Model>, Vec<LocalWorkload>)>,
-    generation: u32,
+    pub(super) generation: u32,
     in_flight: bool,
     /// A newer table waits for the one in flight.
     waiting: Option<meshd_firewall::Table>,

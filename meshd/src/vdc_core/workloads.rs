@@ -255,6 +255,11 @@ impl Core {
         super::names::hosts(&self.view)
     }
 
+    /// Another one for each policy table that was compiled.
+    pub(crate) fn firewall_generation(&self) -> u32 {
+        self.firewall_state.generation
+    }
+
     /// As after a start.
     pub(crate) fn forget_workloads(&mut self) {
         self.workloads = Workloads::default();

@@ -103,7 +103,11 @@ async fn known_and_signed() {
     assert_eq!(exposed(&core).await, (0, vec![], vec![]));
 
     // Known at once: to the name server, to the kernel, to `explain`.
+    core.set_workloads(vec![web.clone()]).await.expect("applied");
+    let table = core.with(|core| core.firewall_generation()).await.expect("served");
     core.set_workloads(vec![web.clone(), job.clone()]).await.expect("applied");
+    let same = core.with(|core| core.firewall_generation()).await.expect("served");
+    assert_eq!(table, same, "a workload that nobody may reach is no reason to load a table");
     assert_eq!(exposed(&core).await, (0, vec![], text(&["web.paris.acme.internal"])), "not signed yet");
     let hosts = core.with(|core| core.names_served()).await.expect("served");
     assert_eq!(hosts["web.paris"], [IpAddr::from(web.v6), v4(2).into()]);
@@ -130,8 +134,11 @@ async fn known_and_signed() {
     let db = CoreWorkload { name: Some(name("db")), v6: v6(0x1_0003), v4: None, ..web.clone() };
     core.set_workloads(vec![web.clone(), db.clone()]).await.expect("applied");
     let both = text(&["db.paris.acme.internal", "web.paris.acme.internal"]);
+    let table = core.with(|core| core.firewall_generation()).await.expect("served");
     let first = signed_since(&core, 0).await;
     assert_eq!((&first.1, &first.2), (&vec![], &both));
+    let same = core.with(|core| core.firewall_generation()).await.expect("served");
+    assert_eq!(table, same, "and neither is a record that says what the table has already");
     let change = api::ExposureChange { add: vec!["22".into()], remove: vec![] };
     core.with(move |core| core.exposure_change(&change)).await.expect("served").expect("declared");
     let second = exposed(&core).await;
