@@ -16,6 +16,7 @@ mod spec;
 mod streams;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::os::unix::fs::DirBuilderExt as _;
 use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -271,7 +272,7 @@ impl Workloads {
         };
         for (id, (adopted, kept)) in mine {
             self.networks.hold(vdc, &kept.held());
-            self.restore(id, vdc, adopted, kept).await;
+            self.restore(id, vdc, adopted, kept);
         }
         // Also without any: what an earlier run of the daemon made known is withdrawn.
         if let Err(error) = self.networks.tell_core(vdc).await {
@@ -294,7 +295,7 @@ impl Workloads {
     }
 
     /// Gives a workload of before its life back.
-    async fn restore(self: &Arc<Self>, id: WorkloadId, vdc: VdcId, adopted: Option<Adopted>, kept: Kept) {
+    fn restore(self: &Arc<Self>, id: WorkloadId, vdc: VdcId, adopted: Option<Adopted>, kept: Kept) {
         let problem = |why: String| {
             self.events.push(Severity::Error, "workload-not-restored", None, None, format!("workload {id}: {why}"));
         };
@@ -371,7 +372,7 @@ impl Workloads {
             });
             match found.await {
                 Ok(Some((kept, adopted))) if adopted.is_some() || !kept.spec.remove => {
-                    self.restore(id, vdc, adopted, kept).await;
+                    self.restore(id, vdc, adopted, kept);
                 }
                 _ => {
                     self.networks.withdraw(id).await;
@@ -468,28 +469,42 @@ impl Workloads {
         self.lock().handles.remove(&id);
     }
 
-    /// Where a workload's volumes are; named ones are made with their first user.
-    pub(crate) async fn volumes(&self, spec: &Spec) -> Result<Vec<workloads_container::Volume>, ApiError> {
+    /// Where a workload's volumes are. Named ones are made with their first user; the image's own lie with the workload
+    /// and go with it.
+    pub(crate) async fn volumes(
+        &self,
+        id: WorkloadId,
+        spec: &Spec,
+        of_image: &[String],
+    ) -> Result<Vec<workloads_container::Volume>, ApiError> {
         let mut volumes = vec![];
         for volume in &spec.volumes {
-            let (source, fresh) = match &volume.source {
+            let (source, is_ours) = match &volume.source {
                 VolumeSource::Host(path) => (path.clone(), false),
                 VolumeSource::Named(name) => (self.volumes.join(name.as_str()), true),
             };
-            let (path, made) = (source.clone(), fresh);
-            let there =
-                blocking(
-                    move || if made { std::fs::create_dir_all(&path) } else { std::fs::metadata(&path).map(drop) },
-                );
+            let path = source.clone();
+            let there = blocking(move || if is_ours { make_volume(&path) } else { std::fs::metadata(&path).map(drop) });
             there.await?.map_err(|error| {
                 let api = ApiError::bad_request("volumes", format!("the volume {} is not there", source.display()));
                 with_causes(api, Some(&error)).hint("a path of the host must exist; a name without / makes a volume")
             })?;
-            volumes.push(workloads_container::Volume {
-                source,
-                target: volume.target.clone(),
-                read_only: volume.read_only,
-            });
+            let (target, read_only) = (volume.target.clone(), volume.read_only);
+            volumes.push(workloads_container::Volume { source, target, read_only, seed: is_ours });
+        }
+        let own = self.driver.own_directory(id).join("volumes");
+        for (index, target) in of_image.iter().enumerate() {
+            let covered = |volume: &workloads_container::Volume| {
+                volume.target.trim_end_matches('/') == target.trim_end_matches('/')
+            };
+            if volumes.iter().any(covered) || target.trim_matches('/').is_empty() {
+                continue;
+            }
+            let source = own.join(index.to_string());
+            let path = source.clone();
+            let made = blocking(move || make_volume(&path)).await?;
+            made.map_err(|error| system("a volume of the image cannot be made", &error))?;
+            volumes.push(workloads_container::Volume { source, target: target.clone(), read_only: false, seed: true });
         }
         Ok(volumes)
     }
@@ -534,6 +549,17 @@ impl Workloads {
         let found = self.found.lock().unwrap_or_else(PoisonError::into_inner);
         let kept = found.values().map(|(_, kept)| kept.manifest.clone());
         registry.handles.values().map(|handle| handle.manifest.clone()).chain(kept).collect()
+    }
+}
+
+/// A directory that others cannot reach but by the volume.
+fn make_volume(path: &Path) -> std::io::Result<()> {
+    if let Some(parent) = path.parent() {
+        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(parent)?;
+    }
+    match std::fs::DirBuilder::new().mode(0o755).create(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => Err(error),
+        _ => Ok(()),
     }
 }
 
