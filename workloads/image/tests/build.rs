@@ -1,6 +1,9 @@
 //! Tars, layers and images made by hand, the impossible ones too.
 
+use std::fs;
 use std::io::Write as _;
+use std::path::Path;
+use std::process::Command;
 
 use workloads_image::{Digest, Image, ImageError, Images, StoreOptions};
 
@@ -197,7 +200,7 @@ pub(crate) fn documents(layers: &[Blob], command: &str) -> (Vec<u8>, Vec<u8>) {
 }
 
 /// A store in a directory of its own.
-pub(crate) fn store(directory: &std::path::Path) -> Images {
+pub(crate) fn store(directory: &Path) -> Images {
     Images::open(directory, StoreOptions::default()).expect("the store opens")
 }
 
@@ -209,4 +212,37 @@ pub(crate) fn put(images: &Images, layers: &[Blob], name: Option<&str>) -> Resul
         ingest.layer(index, layer.bytes.as_slice())?;
     }
     ingest.commit(name)
+}
+
+/// Writes an image as a layout, beside those that are there.
+pub(crate) fn layout(directory: &Path, tag: &str, layers: &[Blob]) {
+    let blobs = directory.join("blobs/sha256");
+    fs::create_dir_all(&blobs).expect("folders");
+    fs::write(directory.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#).expect("written");
+    let (manifest, config) = documents(layers, tag);
+    for bytes in layers.iter().map(|layer| &layer.bytes).chain([&manifest, &config]) {
+        fs::write(blobs.join(Digest::of(bytes).hex()), bytes).expect("written");
+    }
+    let index_path = directory.join("index.json");
+    let mut entries = match fs::read(&index_path) {
+        Ok(bytes) => serde_json::from_slice::<serde_json::Value>(&bytes).expect("JSON")["manifests"].take(),
+        Err(_) => serde_json::json!([]),
+    };
+    entries.as_array_mut().expect("a list").push(serde_json::json!({
+        "mediaType": "application/vnd.oci.image.manifest.v1+json",
+        "digest": Digest::of(&manifest).to_string(),
+        "size": manifest.len(),
+        "annotations": { "org.opencontainers.image.ref.name": tag },
+    }));
+    let index = serde_json::json!({ "schemaVersion": 2, "manifests": entries });
+    fs::write(index_path, index.to_string()).expect("written");
+}
+
+/// Runs a program that must succeed; a missing one is named with its package.
+pub(crate) fn run(program: &str, package: &str, arguments: &[&str]) {
+    let output = Command::new(program)
+        .args(arguments)
+        .output()
+        .unwrap_or_else(|error| panic!("{program} does not run ({error}): it is of the Debian package {package}"));
+    assert!(output.status.success(), "{program} {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
 }
