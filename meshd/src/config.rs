@@ -21,6 +21,7 @@ pub(crate) struct Config {
     pub(crate) log_format: LogFormat,
     pub(crate) network: Network,
     pub(crate) dns: Dns,
+    pub(crate) workloads: Workloads,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
@@ -64,6 +65,17 @@ pub(crate) struct Dns {
     pub(crate) stub: SocketAddr,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Workloads {
+    /// `crun` or `runc`, by path, instead of meshd's own parent of containers: without terminals, logs, attach and exec.
+    pub(crate) runtime: Option<PathBuf>,
+    /// meshd's own parent of containers, unless it lies beside the daemon or where packages put it.
+    pub(crate) shim: Option<PathBuf>,
+    /// The control group below which containers are, absolute below each hierarchy's mount.
+    pub(crate) cgroup: String,
+}
+
 impl Default for Config {
     fn default() -> Self {
         Self {
@@ -73,6 +85,7 @@ impl Default for Config {
             log_format: LogFormat::Text,
             network: Network::default(),
             dns: Dns::default(),
+            workloads: Workloads::default(),
         }
     }
 }
@@ -80,6 +93,12 @@ impl Default for Config {
 impl Default for Network {
     fn default() -> Self {
         Self { port: 4710, control_port: 4712, door_port: 4713, advertise: vec![], mdns: true }
+    }
+}
+
+impl Default for Workloads {
+    fn default() -> Self {
+        Self { runtime: None, shim: None, cgroup: "/meshd".into() }
     }
 }
 
@@ -138,7 +157,13 @@ impl Config {
             return Err("network.advertise takes at most 8 names or addresses".into());
         }
         crate::logging::check_filter(&self.log)?;
-        for path in [&self.state_dir, &self.socket] {
+        let plain = |part: &str| !part.is_empty() && part != "." && part != "..";
+        let cgroup = &self.workloads.cgroup;
+        if !cgroup.strip_prefix('/').is_some_and(|path| path.split('/').all(plain)) {
+            return Err(format!("workloads.cgroup is an absolute path such as /meshd, got {cgroup:?}"));
+        }
+        let programs = self.workloads.runtime.iter().chain(&self.workloads.shim);
+        for path in programs.chain([&self.state_dir, &self.socket]) {
             if !path.is_absolute() {
                 return Err(format!("{} must be an absolute path", path.display()));
             }

@@ -6,6 +6,7 @@ mod metrics;
 mod pinging;
 #[cfg(test)]
 mod tests;
+mod workload_backend;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -27,6 +28,7 @@ use crate::entropy::random;
 use crate::events::Events;
 use crate::tasks::TaskSet;
 use crate::vdc_core::{CoreHandle, Shared};
+use crate::workloads::Workloads;
 
 /// How long tasks have to end after a signal.
 const SHUTDOWN_DEADLINE: Duration = Duration::from_secs(3);
@@ -98,6 +100,7 @@ pub(crate) struct Daemon {
     shared: Shared,
     state: StateDir,
     fabric: Fabric,
+    pub(crate) workloads: Arc<Workloads>,
     started: Instant,
     vdcs: RwLock<BTreeMap<Name, Served>>,
     /// Those of the state directory that are not in `vdcs`, with the reason.
@@ -125,11 +128,15 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
         dns: Arc::new(DnsHub::new(config.dns.clone())),
         boot_nonce: random(),
     };
+    let workloads = Workloads::open(&config, Arc::clone(&shared.dns), events.clone(), token.child_token())
+        .await
+        .context("containers cannot be looked after")?;
     let in_use = std::fs::read_to_string(config.state_dir.join(IN_USE_FILE)).ok();
     let daemon = Arc::new(Daemon {
         shared,
         state,
         fabric,
+        workloads: Arc::clone(&workloads),
         started: Instant::now(),
         vdcs: RwLock::default(),
         not_served: RwLock::default(),
@@ -140,6 +147,7 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
     let mut tasks = TaskSet::new(token.clone());
     let names = Arc::clone(&daemon.shared.dns);
     tasks.spawn("names", async move { names.run().await });
+    tasks.spawn_draining("workloads", workloads.keep());
     daemon.serve_all().await?;
     let (backend, stop) = (Arc::new(backend::Operations(Arc::clone(&daemon))), token.clone());
     tasks.spawn_draining("api", async move {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use meshd_tun::{AddressWatch, DataPlaneConfig, NetworkConfig, TUN_INTERFACE, VdcConfig, VdcHandle, VdcNetwork};
@@ -81,7 +81,7 @@ pub(crate) enum DataEvent {
 pub(crate) struct DataPlane {
     plane: meshd_tun::DataPlane,
     handle: VdcHandle,
-    network: VdcNetwork,
+    network: Arc<VdcNetwork>,
     config: Mutex<NetworkConfig>,
     door_port: u16,
     members: Mutex<Vec<Member>>,
@@ -137,7 +137,7 @@ impl DataPlane {
         let data = Self {
             plane: fabric.plane.clone(),
             handle,
-            network: vdc_network,
+            network: Arc::new(vdc_network),
             config: Mutex::new(config),
             door_port: network.door_port,
             members: Mutex::default(),
@@ -157,6 +157,12 @@ impl DataPlane {
         removed
             .map_err(|error| ApiError::new(ErrorCode::Internal, error.to_string()))?
             .map_err(|error| network_error(&error))
+    }
+
+    /// What workloads of this VDC are connected to.
+    pub(crate) fn network(&self) -> (Arc<VdcNetwork>, NetworkConfig) {
+        let config = self.config.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
+        (Arc::clone(&self.network), config)
     }
 
     pub(crate) fn namespace(&self) -> PathBuf {

@@ -95,6 +95,11 @@ impl DnsHub {
         }
     }
 
+    /// The zones of all VDCs, as they are at any time.
+    pub(crate) fn zones(&self) -> ZonesHandle {
+        self.zones.clone()
+    }
+
     /// Replaces what one VDC's names are.
     pub(crate) fn set_zone(&self, alias: &str, zone: Zone, interface: Option<(u32, Vec<IpAddr>)>) {
         if self.config.mode == DnsMode::Off {

@@ -22,6 +22,7 @@ mod signals;
 mod tasks;
 mod vdc_core;
 mod views;
+mod workloads;
 
 use std::path::PathBuf;
 use std::process::ExitCode;

@@ -356,6 +356,14 @@ impl Context<'_> {
                 site_name(keeps),
                 site_name(other)
             ),
+            Clash::WorkloadName { site, name, keeps, other } => {
+                let (site, keeps, other) = (site_name(site), self.name_of(keeps), self.name_of(other));
+                format!("{name}.{site} is {keeps}'s; the workload of {other} is {name}.{other} only")
+            }
+            Clash::WorkloadIpv4 { node, name, address } => {
+                let node = self.name_of(node);
+                format!("{address} of {name}.{node} is not its node's to give; it has no IPv4 address")
+            }
             Clash::Policy { version, .. } => {
                 format!("two different policies of version {version} exist; sign a new one to settle it")
             }
@@ -384,6 +392,7 @@ impl Context<'_> {
     ) -> api::Explanation {
         let decision = model.evaluate(source.1, destination.1, flow.1);
         let (from, to) = (model.subject_at(source.1), model.subject_at(destination.1));
+        let (from, to) = (from.as_deref(), to.as_deref());
         let mut steps = vec![];
         let mut step = |title: &str, verdict, detail: String, record: Option<api::RecordView>| {
             steps.push(api::ExplainStep { title: title.into(), verdict, detail, record });
@@ -408,6 +417,7 @@ impl Context<'_> {
         let (decided_by, reason, hint) = match &decision.reason {
             Reason::UnknownSource => (None, "the source is no reachable member".to_owned(), None),
             Reason::UnknownDestination => (None, "the destination is no reachable member".to_owned(), None),
+            Reason::UnlistedDestination => (None, "no workload is known at the destination".to_owned(), None),
             Reason::InfraPlane => (None, "infra addresses are open to the nodes' own services only".to_owned(), None),
             Reason::SameHost => (None, "a host's traffic to itself never enters the VDC".to_owned(), None),
             Reason::Block { record, reason, .. } => {

@@ -181,7 +181,7 @@ fn member_records(
         door_port: (info.registrar == index).then_some(4434),
     };
     let web = PortRange { protocol: Protocol::Tcp, first: 80, last: 80 };
-    let exposure = Exposure { node: key, serial: 1, ports: vec![web] };
+    let exposure = Exposure { node: key, serial: 1, ports: vec![web], workloads: vec![] };
     for body in [Body::Contact(contact), Body::Exposure(exposure)] {
         let number = identities[index].next();
         records.push(Signed::sign(vdc, &identities[index].secrets.node, own, number, body, &[]));

@@ -3,7 +3,7 @@
 use crate::workspace::{Dependency, Kind, Workspace};
 
 /// Crates that read no clock, randomness, file or socket: time and seeds are arguments.
-pub(crate) const PURE: &[&str] = &["vdc", "vdc-api", "vdc-overlay"];
+pub(crate) const PURE: &[&str] = &["vdc", "vdc-api", "vdc-overlay", "workloads-wire"];
 
 /// The only foreign crates that pure crates may reach, directly or not. Before adding one, look that it cannot read a
 /// clock, the system's randomness, files or sockets with the features in use.
@@ -43,7 +43,7 @@ const PURE_CLOSURE: &[&str] = &[
 ];
 
 /// Programs and what only serves them: nothing imports these.
-const BINARIES: &[&str] = &["meshd", "meshctl", "simulations", "tests", "xtask"];
+const BINARIES: &[&str] = &["meshd", "meshd-shim", "meshctl", "simulations", "tests", "xtask"];
 /// Crates that exist for tests only.
 const TEST_SUPPORT: &[&str] = &["fuzz-targets", "meshlab"];
 
@@ -56,6 +56,12 @@ const LEAVES: &[(&str, &[&str], &str)] = &[
     ("rtnetlink", &["meshd-tun"], "links, addresses and routes are set in one place"),
     ("nftables", &["meshd-firewall"], "the packet filter is written in one place"),
     ("redb", &["meshd-state"], "what is on disk is written in one place"),
+    ("libcontainer", &["meshd-shim"], "it forks from its caller: only a program with one thread may hold it"),
+    (
+        "oci-spec",
+        &["meshd-shim", "workloads-container", "workloads-image"],
+        "the OCI's documents are read and written where they are used, and are no types of ours",
+    ),
     ("zbus", &["meshd-dns"], "D-Bus is spoken to the host's resolver only"),
     ("clap", &["meshd", "meshctl", "simulations", "tests", "xtask"], "only programs have a command line"),
     ("anyhow", &["meshd", "meshctl", "meshlab", "simulations", "tests", "xtask"], "libraries have typed errors"),

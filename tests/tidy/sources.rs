@@ -34,7 +34,12 @@ const IMPURE: &[(&str, &str)] = &[
 
 /// Files that may hold unsafe code, with how many times the word stands there. A ratchet: raise a number only together
 /// with a SAFETY comment that a second reader agreed to, lower it when a block goes.
-const UNSAFE: &[(&str, usize)] = &[("meshd/tun/src/sys.rs", 22), ("tests/meshlab/src/sys.rs", 8)];
+const UNSAFE: &[(&str, usize)] = &[
+    ("meshd/tun/src/sys.rs", 22),
+    ("tests/meshlab/src/sys.rs", 8),
+    ("workloads/container/src/sys.rs", 8),
+    ("workloads/shim/src/sys.rs", 12),
+];
 
 /// Lines in one source file. Beyond this a file holds two concepts.
 const FILE_LINES_MAX: usize = 1_200;

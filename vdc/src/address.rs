@@ -16,6 +16,8 @@ use crate::{Key, SiteNumber, VdcId};
 pub const INFRA: u32 = 0;
 /// Offset of the host-as-a-tenant address inside a node's prefix and inside its IPv4 block.
 pub const HOST: u32 = 1;
+/// Lowest offset of a workload's address inside a node's prefix. What lies between is kept for the node's own services.
+pub const WORKLOAD_MIN: u32 = 0x1_0000;
 
 /// The VDC's /48 (RFC 4193: `fd` and 40 bits).
 #[must_use]
@@ -143,6 +145,13 @@ impl Ipv4Block {
         self.contains(address).then_some(address)
     }
 
+    /// Whether a node may give an address of its block to a workload: none but the network's, the host's and the last.
+    #[must_use]
+    pub fn is_for_workloads(self, address: Ipv4Addr) -> bool {
+        let last = self.network.to_bits() | !self.mask();
+        self.contains(address) && address.to_bits() - self.network.to_bits() > HOST && address.to_bits() < last
+    }
+
     /// The `index`th sub-block of prefix length `length`, if the block has it.
     #[must_use]
     pub fn sub_block(self, length: u8, index: u32) -> Option<Self> {
@@ -212,6 +221,16 @@ mod tests {
         assert_eq!(host.octets()[12..], [0, 0, 0, 1]);
         assert!(prefix.contains(host));
         assert_ne!(prefix, NodePrefix::derive(&vdc, SiteNumber(0x1234), &node, 1));
+    }
+
+    #[test]
+    fn ipv4_block_has_13_addresses_for_workloads() {
+        let block: Ipv4Block = "10.64.16.16/28".parse().expect("valid");
+        let free = |last: u8| block.is_for_workloads(Ipv4Addr::new(10, 64, 16, last));
+        assert_eq!((0..=255).filter(|last| free(*last)).collect::<Vec<u8>>(), (18..31).collect::<Vec<u8>>());
+        let whole: Ipv4Block = "0.0.0.0/0".parse().expect("valid");
+        assert!(!whole.is_for_workloads(Ipv4Addr::BROADCAST) && whole.is_for_workloads(Ipv4Addr::LOCALHOST));
+        assert!(!"10.0.0.0/32".parse::<Ipv4Block>().expect("valid").is_for_workloads(Ipv4Addr::new(10, 0, 0, 0)));
     }
 
     #[test]

@@ -4,7 +4,8 @@
 //! which ports they declared, and the active blocks. [`Model::evaluate`] is the reference evaluator: `explain` prints its
 //! [`Decision`], and the compiled kernel tables must agree with it flow by flow.
 
-use std::net::IpAddr;
+use std::borrow::Cow;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 use minicbor::{Decode, Encode};
@@ -111,16 +112,33 @@ pub enum Service {
     Any,
 }
 
-/// One party of a flow: today a node's host-as-a-tenant, later also workloads.
+/// What of a node a [`Subject`] is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Its host-as-a-tenant.
+    Host,
+    /// A workload that its exposure record names, or that only the node itself knows: then it may be without a name.
+    Workload { name: Option<Name>, v6: Ipv6Addr, ipv4: Option<Ipv4Addr> },
+    /// Whatever is at an address of the node that is none of the above. May open flows, and nobody may open one to it.
+    Unlisted,
+}
+
+/// One party of a flow: a node's host-as-a-tenant or a workload.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Subject {
     pub node: Key,
+    pub kind: Kind,
+    /// The node's name.
     pub name: Name,
     pub site: Name,
+    /// Those of a host; a workload has none.
     pub roles: Vec<Role>,
     pub labels: Vec<Name>,
+    /// The node's, whatever the kind.
     pub prefix: NodePrefix,
+    /// The node's, whatever the kind.
     pub ipv4: Option<Ipv4Block>,
+    /// The subject's own ports.
     pub declared: Vec<PortRange>,
     /// The member record that says who this is.
     pub member_record: Hash,
@@ -129,12 +147,60 @@ pub struct Subject {
 }
 
 impl Subject {
-    /// Whether the subject's host (not its infra plane) owns `address`.
+    #[must_use]
+    pub fn is_host(&self) -> bool {
+        self.kind == Kind::Host
+    }
+
+    /// Whether the subject (not the node's infra plane) owns `address`.
     #[must_use]
     pub fn owns(&self, address: IpAddr) -> bool {
+        match (&self.kind, address) {
+            (Kind::Host, IpAddr::V6(v6)) => self.prefix.address(HOST) == v6,
+            (Kind::Host, IpAddr::V4(v4)) => self.ipv4.and_then(|block| block.address(HOST)) == Some(v4),
+            (Kind::Workload { v6: own, .. }, IpAddr::V6(v6)) => *own == v6,
+            (Kind::Workload { ipv4: own, .. }, IpAddr::V4(v4)) => *own == Some(v4),
+            (Kind::Unlisted, _) => false,
+        }
+    }
+
+    /// `NODE.SITE`, `WORKLOAD.NODE.SITE`, or what else can be said.
+    #[must_use]
+    pub fn full_name(&self) -> String {
+        let node = format!("{}.{}", self.name, self.site);
+        match &self.kind {
+            Kind::Host => node,
+            Kind::Workload { name: Some(name), .. } => format!("{name}.{node}"),
+            Kind::Workload { name: None, .. } | Kind::Unlisted => format!("a workload of {node}"),
+        }
+    }
+
+    /// A workload of the node: of the node's site, never with its roles; labels must be the node's to give.
+    #[must_use]
+    pub fn workload(
+        &self,
+        name: Option<Name>,
+        (v6, ipv4): (Ipv6Addr, Option<Ipv4Addr>),
+        labels: Vec<Name>,
+        declared: Vec<PortRange>,
+    ) -> Self {
+        let exposure_record = self.exposure_record.filter(|_| name.is_some());
+        let kind = Kind::Workload { name, v6, ipv4 };
+        Self { kind, roles: vec![], labels, declared, exposure_record, ..self.clone() }
+    }
+
+    /// The party behind an address of the node that is neither its host's nor that of a workload known here.
+    #[must_use]
+    pub fn unlisted(&self) -> Self {
+        let (kind, exposure_record) = (Kind::Unlisted, None);
+        Self { kind, roles: vec![], labels: vec![], declared: vec![], exposure_record, ..self.clone() }
+    }
+
+    /// Whether an address is in the node's prefix or block, the infra plane's left out.
+    fn holds(&self, address: IpAddr) -> bool {
         match address {
-            IpAddr::V6(v6) => self.prefix.address(HOST) == v6,
-            IpAddr::V4(v4) => self.ipv4.and_then(|block| block.address(HOST)) == Some(v4),
+            IpAddr::V6(v6) => self.prefix.contains(v6) && !is_infra(address),
+            IpAddr::V4(v4) => self.ipv4.is_some_and(|block| block.contains(v4)),
         }
     }
 }
@@ -155,7 +221,7 @@ pub struct Model {
     /// The policy record that holds the document.
     pub policy_record: Hash,
     pub policy_version: u64,
-    /// Reachable members only, ascending by node key.
+    /// Reachable members only, ascending by node key: each node's host, then its workloads.
     pub subjects: Vec<Subject>,
     pub blocks: Vec<ActiveBlock>,
 }
@@ -176,6 +242,8 @@ pub enum Reason {
     UnknownSource,
     /// No reachable member owns the destination address.
     UnknownDestination,
+    /// The destination is an address of a node at which no workload is known.
+    UnlistedDestination,
     /// The infra plane is not expressible in user policy.
     InfraPlane,
     /// A block record denies it.
@@ -206,10 +274,16 @@ impl Decision {
 }
 
 impl Model {
-    /// The subject that owns an overlay address.
+    /// The subject at an overlay address: its owner, or the unlisted workloads of the node that it belongs to.
     #[must_use]
-    pub fn subject_at(&self, address: IpAddr) -> Option<&Subject> {
-        self.subjects.iter().find(|s| s.owns(address))
+    pub fn subject_at(&self, address: IpAddr) -> Option<Cow<'_, Subject>> {
+        let owner = self.subjects.iter().find(|s| s.owns(address)).map(Cow::Borrowed);
+        owner.or_else(|| self.hosts().find(|s| s.holds(address)).map(|host| Cow::Owned(host.unlisted())))
+    }
+
+    /// The hosts among the subjects.
+    pub fn hosts(&self) -> impl Iterator<Item = &Subject> {
+        self.subjects.iter().filter(|s| s.is_host())
     }
 
     /// Judges a new flow from `source` to `destination`.
@@ -220,18 +294,22 @@ impl Model {
         }
         let Some(from) = self.subject_at(source) else { return Decision::deny(Reason::UnknownSource) };
         let Some(to) = self.subject_at(destination) else { return Decision::deny(Reason::UnknownDestination) };
-        self.judge(from, to, flow)
+        self.judge(&from, &to, flow)
     }
 
-    /// Judges a new flow between two subjects.
+    /// Judges a new flow between two subjects. Workloads are no more to each other, or to their node's host, than to
+    /// anybody else.
     #[must_use]
     pub fn judge(&self, from: &Subject, to: &Subject, flow: Flow) -> Decision {
-        if from.node == to.node {
+        if from.node == to.node && from.is_host() && to.is_host() {
             return Decision::allow(Reason::SameHost);
         }
         if let Some(block) = self.blocks.iter().find(|b| block_matches(&b.matches, from, to, flow)) {
             let (record, issuer, reason) = (block.record, block.issuer, block.reason.clone());
             return Decision::deny(Reason::Block { record, issuer, reason });
+        }
+        if to.kind == Kind::Unlisted {
+            return Decision::deny(Reason::UnlistedDestination);
         }
         let mut undeclared = false;
         for (index, rule) in self.document.rules.iter().enumerate() {
@@ -299,6 +377,7 @@ mod tests {
         let node = Key([seed; 32]);
         Subject {
             node,
+            kind: Kind::Host,
             name: name("n"),
             site: name(site),
             roles: vec![Role::Host],

@@ -8,6 +8,10 @@
 //! This module checks what a record can say for itself: canonical form, limits, signatures. Whether the issuer had the
 //! right to sign it is a question to the [`crate::roster`].
 
+mod workload;
+
+pub use workload::WorkloadExposure;
+
 use ed25519_dalek::{Signature, Signer as _, VerifyingKey};
 use minicbor::bytes::{ByteArray, ByteVec};
 use minicbor::{Decode, Encode};
@@ -87,7 +91,7 @@ pub enum Body {
     /// Where a node's control swarm can be dialled. By the node itself.
     #[n(5)]
     Contact(#[n(0)] Contact),
-    /// Ports at which a node may be reached in the VDC. By the node itself.
+    /// Ports at which a node may be reached in the VDC, and its workloads. By the node itself.
     #[n(6)]
     Exposure(#[n(0)] Exposure),
     /// The end of a node or of an issuer. By an admin, by a registrar for its site's nodes, or by the node itself.
@@ -311,9 +315,12 @@ pub struct Exposure {
     pub node: Key,
     #[n(1)]
     pub serial: u64,
-    /// Ascending and disjoint, at most 256.
+    /// Of the host. Ascending and disjoint, at most 256.
     #[n(2)]
     pub ports: Vec<PortRange>,
+    /// Ascending by name, at most [`WorkloadExposure::ENTRIES_MAX`].
+    #[cbor(n(3), with = "workload::list", has_nil)]
+    pub workloads: Vec<WorkloadExposure>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
@@ -550,7 +557,10 @@ impl Signed {
                 let dns = |a: &ContactAddress| if let ContactAddress::Dns(name, _) = a { name.len() } else { 0 };
                 c.addresses.iter().map(|a| size_of::<ContactAddress>() + dns(a)).sum()
             }
-            Body::Exposure(e) => e.ports.len() * size_of::<PortRange>(),
+            Body::Exposure(e) => {
+                let workloads = e.workloads.iter().map(|w| size_of::<WorkloadExposure>() + w.heap_bytes());
+                e.ports.len() * size_of::<PortRange>() + workloads.sum::<usize>()
+            }
             Body::Tombstone(t) => {
                 let estate = t.estate.iter().flat_map(|e| &e.records);
                 t.reason.len() + estate.map(|r| size_of::<ByteVec>() + r.len()).sum::<usize>()
@@ -627,10 +637,10 @@ impl Body {
                 }
             }
             Body::Exposure(e) => {
-                let disjoint = |a: &PortRange, b: &PortRange| (a.protocol, a.last) < (b.protocol, b.first);
-                if e.ports.len() > 256 || !e.ports.is_sorted_by(disjoint) || e.ports.iter().any(|p| p.last < p.first) {
+                if e.ports.len() > 256 || !are_disjoint(&e.ports) {
                     return invalid("ports must be at most 256 ascending, disjoint ranges");
                 }
+                workload::check(&e.workloads)?;
             }
             Body::Tombstone(t) => {
                 if t.reason.len() > 200 {
@@ -652,6 +662,11 @@ impl Body {
         }
         Ok(())
     }
+}
+
+/// Whether ranges are not empty, ascending and disjoint.
+fn are_disjoint(ports: &[PortRange]) -> bool {
+    ports.is_sorted_by(|a, b| (a.protocol, a.last) < (b.protocol, b.first)) && ports.iter().all(|p| p.first <= p.last)
 }
 
 /// A host name in its usual form: labels of letters, digits and hyphens (RFC 1123 §2.1).

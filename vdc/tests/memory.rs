@@ -68,7 +68,7 @@ fn records(nodes: u32) -> Vec<Vec<u8>> {
         ];
         let contact = Contact { node: node.public(), serial: 1, addresses, door_port: None };
         let ports = vec![PortRange { protocol: Protocol::Tcp, first: 80, last: 80 }];
-        let exposure = Exposure { node: node.public(), serial: 1, ports };
+        let exposure = Exposure { node: node.public(), serial: 1, ports, workloads: vec![] };
         records.push(Signed::sign(&vdc, &admin, of_admin, u64::from(n) + 3, Body::Member(member), &[]));
         records.push(Signed::sign(&vdc, &node, of_registrar, 1, Body::Contact(contact), &[]));
         records.push(Signed::sign(&vdc, &node, of_registrar, 2, Body::Exposure(exposure), &[]));

@@ -4,10 +4,12 @@
 //! [`Resolved`] (tells systemd-resolved) and [`Presence`] (when it must be told again). The daemon's composition root
 //! drives them.
 
+mod forward;
 mod resolved;
 mod server;
 mod zones;
 
+pub use forward::Forwarder;
 pub use resolved::{Presence, Resolved, ResolvedError};
 pub use server::{Audience, DnsError, NameServer, ZonesHandle};
 pub use zones::{Answer, Zone, Zones};

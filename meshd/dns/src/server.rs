@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
-use hickory_proto::op::{Edns, Metadata, OpCode, ResponseCode};
+use hickory_proto::op::{Edns, Message, Metadata, OpCode, ResponseCode};
 use hickory_proto::rr::rdata::{A, AAAA, NS, PTR, SOA};
 use hickory_proto::rr::{DNSClass, Name, RData, Record, RecordType};
 use hickory_server::Server;
@@ -14,6 +14,7 @@ use hickory_server::server::{Request, RequestHandler, ResponseHandler, ResponseI
 use hickory_server::zone_handler::MessageResponseBuilder;
 use tokio::net::{TcpListener, UdpSocket};
 
+use crate::forward::Forwarder;
 use crate::{Answer, Zones};
 
 /// Seconds that an answer may be cached: names follow a workload that moves.
@@ -45,12 +46,29 @@ pub enum DnsError {
 
 /// Who is answered. The addresses of a VDC are the host's own, so its LAN neighbours reach them as well, and other VDCs'
 /// members may be let in by policy: names of a VDC are told to neither.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub enum Audience {
     /// Programs of this host only: those whose packets come from a loopback address or from one that is listened at.
     ThisHost,
     /// Whoever reaches the address.
     Everyone,
+    /// Workloads of one VDC: only names of `zone` (lower case, no final dot, as in [`Zones::names`]) are told, of other
+    /// VDCs nothing; names of nobody here go to the upstreams.
+    Workloads { zone: String, upstreams: Arc<Forwarder> },
+}
+
+impl Audience {
+    /// Whether the answer is none of this audience's business.
+    fn is_kept_from(&self, answer: &Answer<'_>) -> bool {
+        let Self::Workloads { zone: own, .. } = self else { return false };
+        match answer {
+            Answer::Apex { zone } | Answer::Addresses { zone, .. } | Answer::NoSuchName { zone } => {
+                zone != own && !zone.ends_with(".arpa")
+            }
+            Answer::Pointer { target, .. } => target.strip_suffix(own.as_str()).is_none_or(|host| !host.ends_with('.')),
+            Answer::Foreign => false,
+        }
+    }
 }
 
 /// The zones that name servers answer from. A cheap handle: replaced by one, read by many.
@@ -114,6 +132,24 @@ impl NameServer {
         Ok(bound)
     }
 
+    /// Answers on sockets that are bound already, mostly inside a VDC's namespace. Must run inside a tokio runtime; questions
+    /// that go to upstreams leave from the namespace of its threads.
+    ///
+    /// # Errors
+    /// [`DnsError::Listen`] if the sockets cannot be handed to the runtime.
+    pub fn serve_on(&mut self, udp: std::net::UdpSocket, tcp: std::net::TcpListener) -> Result<(), DnsError> {
+        let unbound = SocketAddr::from(([0, 0, 0, 0], 0));
+        let address = udp.local_addr().map_err(|source| DnsError::Listen { address: unbound, source })?;
+        let error = |source: io::Error| DnsError::Listen { address, source };
+        udp.set_nonblocking(true).map_err(error)?;
+        tcp.set_nonblocking(true).map_err(error)?;
+        let (udp, tcp) = (UdpSocket::from_std(udp).map_err(error)?, TcpListener::from_std(tcp).map_err(error)?);
+        self.listening.write().unwrap_or_else(PoisonError::into_inner).push(address);
+        self.server.register_socket(udp);
+        self.server.register_listener(tcp, TCP_TIMEOUT, TCP_RESPONSES_MAX);
+        Ok(())
+    }
+
     /// Where the server answers.
     #[must_use]
     pub fn listening(&self) -> Vec<SocketAddr> {
@@ -143,7 +179,7 @@ impl Handler {
             let listening = self.listening.read().unwrap_or_else(PoisonError::into_inner);
             listening.iter().any(|address| address.ip() == source)
         };
-        self.audience == Audience::Everyone || source.to_canonical().is_loopback() || is_ours()
+        !matches!(self.audience, Audience::ThisHost) || source.to_canonical().is_loopback() || is_ours()
     }
 }
 
@@ -153,13 +189,19 @@ impl RequestHandler for Handler {
         let reply = if request.edns.as_ref().is_some_and(|edns| edns.version() > 0) {
             Reply::code(ResponseCode::BADVERS)
         } else if self.admits(request.src().ip()) {
-            reply(&self.zones.load(), request)
+            match (reply(&self.zones.load(), request, &self.audience), &self.audience) {
+                (Some(reply), _) => reply,
+                (None, Audience::Workloads { upstreams, .. }) => forward(upstreams, request).await,
+                (None, _) => Reply::code(ResponseCode::Refused),
+            }
         } else {
             Reply::code(ResponseCode::Refused)
         };
         let mut metadata = Metadata::response_from_request(&request.metadata);
         metadata.response_code = reply.code;
-        metadata.authoritative = matches!(reply.code, ResponseCode::NoError | ResponseCode::NXDomain);
+        metadata.authoritative =
+            reply.authoritative && matches!(reply.code, ResponseCode::NoError | ResponseCode::NXDomain);
+        metadata.recursion_available = matches!(self.audience, Audience::Workloads { .. });
         // Our own, not the question's: options that we do not know must not come back (RFC 6891 §6.1.2).
         let edns = request.edns.as_ref().map(|asked| {
             let mut edns = Edns::new();
@@ -187,36 +229,59 @@ struct Reply {
     code: ResponseCode,
     answers: Vec<Record>,
     authority: Vec<Record>,
+    authoritative: bool,
 }
 
 impl Reply {
     fn code(code: ResponseCode) -> Self {
-        Self { code, answers: vec![], authority: vec![] }
+        Self { code, answers: vec![], authority: vec![], authoritative: true }
     }
 
     /// The name exists; without answers the zone's SOA says for how long there are none (RFC 2308 §2.2).
     fn found(answers: Vec<Record>, zone: Option<&str>) -> Self {
         let authority = if answers.is_empty() { zone.and_then(soa).into_iter().collect() } else { vec![] };
-        Self { code: ResponseCode::NoError, answers, authority }
+        Self { answers, authority, ..Self::code(ResponseCode::NoError) }
     }
 }
 
-fn reply(zones: &Zones, request: &Request) -> Reply {
-    if request.metadata.op_code != OpCode::Query {
-        return Reply::code(ResponseCode::NotImp);
-    }
+/// Hands a question on. A new message is sent, not the client's bytes: an id of ours and nothing but the question.
+async fn forward(upstreams: &Forwarder, request: &Request) -> Reply {
     let Ok(info) = request.request_info() else { return Reply::code(ResponseCode::FormErr) };
+    let mut question = Message::query();
+    question.metadata.recursion_desired = true;
+    question.add_query(info.query.original().clone());
+    match upstreams.ask(request.src().ip(), &question).await {
+        Some(answer) => Reply {
+            code: answer.metadata.response_code,
+            answers: answer.answers,
+            authority: answer.authorities,
+            authoritative: false,
+        },
+        None => Reply::code(ResponseCode::ServFail),
+    }
+}
+
+/// What the zones say, or `None` if the name is none of ours.
+fn reply(zones: &Zones, request: &Request, audience: &Audience) -> Option<Reply> {
+    if request.metadata.op_code != OpCode::Query {
+        return Some(Reply::code(ResponseCode::NotImp));
+    }
+    let Ok(info) = request.request_info() else { return Some(Reply::code(ResponseCode::FormErr)) };
     let wanted = info.query.query_type();
     let is_of_class = matches!(info.query.query_class(), DNSClass::IN | DNSClass::ANY);
     // There is no other class, and zones are handed out to nobody.
     if !is_of_class || matches!(wanted, RecordType::AXFR | RecordType::IXFR) {
-        return Reply::code(ResponseCode::Refused);
+        return Some(Reply::code(ResponseCode::Refused));
     }
     let owner = info.query.original().name().clone();
     let is_wanted = |kind: RecordType| wanted == kind || wanted == RecordType::ANY;
     let record = |data| Record::from_rdata(owner.clone(), TTL_SECONDS, data);
-    match zones.lookup(&text_of(&owner)) {
-        Answer::Foreign => Reply::code(ResponseCode::Refused),
+    let found = zones.lookup(&text_of(&owner));
+    if audience.is_kept_from(&found) {
+        return Some(Reply::code(ResponseCode::Refused));
+    }
+    Some(match found {
+        Answer::Foreign => return None,
         Answer::NoSuchName { zone } => {
             Reply { authority: soa(zone).into_iter().collect(), ..Reply::code(ResponseCode::NXDomain) }
         }
@@ -236,7 +301,7 @@ fn reply(zones: &Zones, request: &Request) -> Reply {
             };
             Reply::found(addresses.iter().filter_map(data).map(record).collect(), Some(zone))
         }
-    }
+    })
 }
 
 /// As [`Zones`] want it: lower case, no final dot. A dot inside a label is not one between labels.

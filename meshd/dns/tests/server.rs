@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
 use hickory_proto::op::{Message, MessageType, OpCode, Query, ResponseCode};
 use hickory_proto::rr::{Name, RData, RecordType};
-use meshd_dns::{Audience, DnsError, NameServer, Zone, Zones, ZonesHandle};
+use meshd_dns::{Audience, DnsError, Forwarder, NameServer, Zone, Zones, ZonesHandle};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpStream, UdpSocket};
 
@@ -181,4 +182,97 @@ async fn every_damaged_question_leaves_the_server_answering() {
     }
     assert_eq!(ask_udp(address, &good).await.answers.len(), 1);
     assert_eq!(ask_tcp(address, &good).await.answers.len(), 1);
+}
+
+/// A server that shows workloads one of two zones and asks `upstreams` for the rest.
+fn view(upstreams: Vec<SocketAddr>) -> (NameServer, Arc<Forwarder>, SocketAddr) {
+    let udp = std::net::UdpSocket::bind("127.0.0.1:0").expect("binds");
+    let address = udp.local_addr().expect("bound");
+    let tcp = std::net::TcpListener::bind(address).expect("binds");
+    let forwarder = Arc::new(Forwarder::default());
+    forwarder.set_upstreams(upstreams);
+    let handle = ZonesHandle::default();
+    let audience = Audience::Workloads { zone: "acme.internal".to_owned(), upstreams: Arc::clone(&forwarder) };
+    let mut server = NameServer::new(handle.clone(), audience);
+    server.serve_on(udp, tcp).expect("serves");
+    let hosts = |address: &str| BTreeMap::from([("box.site".to_owned(), vec![address.parse().expect("valid")])]);
+    handle.replace(Zones::new(BTreeMap::from([
+        ("acme.internal".to_owned(), Zone { hosts: hosts("10.64.0.1"), networks: vec![] }),
+        ("rival.internal".to_owned(), Zone { hosts: hosts("10.65.0.1"), networks: vec![] }),
+    ])));
+    (server, forwarder, address)
+}
+
+/// An upstream that answers every question for an address with 192.0.2.7; by UDP it claims that this did not fit.
+async fn upstream(truncates: bool) -> (SocketAddr, tokio::task::JoinSet<()>) {
+    let socket = UdpSocket::bind("127.0.0.1:0").await.expect("binds");
+    let address = socket.local_addr().expect("bound");
+    let listener = tokio::net::TcpListener::bind(address).await.expect("binds");
+    let mut tasks = tokio::task::JoinSet::new();
+    let answer = |bytes: &[u8], truncated: bool| {
+        let mut message = Message::from_vec(bytes).expect("meshd's question is well-formed");
+        message.metadata.message_type = MessageType::Response;
+        message.metadata.truncation = truncated;
+        if !truncated {
+            let data = RData::A("192.0.2.7".parse().map(hickory_proto::rr::rdata::A).expect("valid"));
+            let owner = message.queries[0].name().clone();
+            message.add_answer(hickory_proto::rr::Record::from_rdata(owner, 60, data));
+        }
+        message.to_vec().expect("encodes")
+    };
+    tasks.spawn(async move {
+        let mut buffer = [0; 1500];
+        while let Ok((length, client)) = socket.recv_from(&mut buffer).await {
+            // An answer with another id first: it must not be believed.
+            let mut forged = answer(&buffer[..length], false);
+            forged[0] ^= 1;
+            socket.send_to(&forged[..forged.len() - 1], client).await.expect("sends");
+            socket.send_to(&answer(&buffer[..length], truncates), client).await.expect("sends");
+        }
+    });
+    tasks.spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let mut question = vec![0; usize::from(stream.read_u16().await.expect("a length"))];
+            stream.read_exact(&mut question).await.expect("a question");
+            let reply = answer(&question, false);
+            stream.write_u16(u16::try_from(reply.len()).expect("short")).await.expect("writes");
+            stream.write_all(&reply).await.expect("writes");
+        }
+    });
+    (address, tasks)
+}
+
+#[tokio::test]
+async fn workloads_see_their_own_zone_and_the_world_but_no_other_vdc() {
+    for truncates in [false, true] {
+        let (world, _tasks) = upstream(truncates).await;
+        let (server, _, address) = view(vec![world]);
+        for (name, kind, expected) in
+            [("box.site.acme.internal.", RecordType::A, "10.64.0.1"), ("example.org.", RecordType::A, "192.0.2.7")]
+        {
+            let expected: Vec<IpAddr> = vec![expected.parse().expect("valid")];
+            let asked = question(name, kind);
+            assert_eq!(addresses(&ask_udp(address, &asked).await), expected, "{name} {truncates}");
+            assert_eq!(addresses(&ask_tcp(address, &asked).await), expected, "{name} {truncates}");
+        }
+        for (name, kind) in [("box.site.rival.internal.", RecordType::A), ("1.0.65.10.in-addr.arpa.", RecordType::PTR)]
+        {
+            let answer = ask_udp(address, &question(name, kind)).await;
+            assert_eq!(answer.metadata.response_code, ResponseCode::Refused, "{name}");
+        }
+        server.shutdown().await;
+    }
+}
+
+#[tokio::test]
+async fn silent_upstream_is_passed_over_and_none_is_a_failure() {
+    let silent = UdpSocket::bind("127.0.0.1:0").await.expect("binds");
+    let (good, _tasks) = upstream(false).await;
+    let (_server, forwarder, address) = view(vec![silent.local_addr().expect("bound"), good]);
+    let asked = question("example.org.", RecordType::A);
+    assert_eq!(addresses(&ask_udp(address, &asked).await).len(), 1);
+    forwarder.set_upstreams(vec![]);
+    assert_eq!(ask_udp(address, &asked).await.metadata.response_code, ResponseCode::ServFail);
+    let own = ask_udp(address, &question("box.site.acme.internal.", RecordType::A)).await;
+    assert_eq!(addresses(&own).len(), 1, "names of the VDC need no upstream");
 }

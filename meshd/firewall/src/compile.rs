@@ -1,20 +1,20 @@
 //! From a policy model to the commands that replace a namespace's table.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use serde_json::{Value, json};
 use vdc::address::{HOST, INFRA};
-use vdc::policy::{Model, Service, Subject};
+use vdc::policy::{Kind, Model, Service, Subject};
 use vdc::record::{PortRange, Protocol};
-use vdc::{Ipv4Block, Key, NodePrefix};
+use vdc::{Hash, Ipv4Block, Key, Name, NodePrefix};
 
-use crate::{HOST_INTERFACE, MESH_INTERFACE, TABLE};
+use crate::{EGRESS_INTERFACE, HOST_INTERFACE, MESH_INTERFACE, TABLE, WORKLOAD_INTERFACES};
 
 /// A named counter of the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Counter {
-    /// From the host with a source address that is not the host's.
+    /// From the host or a workload with a source address that is not its own.
     Spoofed,
     /// To or from an infra address outside the infra plane, or neighbour discovery that has no business here.
     Infra,
@@ -24,8 +24,12 @@ pub enum Counter {
     Blocked,
     /// Denied because no rule allows it.
     Denied,
-    /// Opened by the host towards a peer (the peer's own table decides).
+    /// Opened by the host or a workload towards a peer (the peer's own table decides).
     Outgoing,
+    /// Opened by a workload towards the world outside the VDC.
+    Egress,
+    /// Opened from outside the VDC towards a published port of a workload.
+    Published,
     /// Allowed by the rule of this index in the policy document.
     Rule(usize),
 }
@@ -41,6 +45,8 @@ impl Counter {
             Self::Blocked => "blocked".into(),
             Self::Denied => "denied".into(),
             Self::Outgoing => "outgoing".into(),
+            Self::Egress => "egress".into(),
+            Self::Published => "published".into(),
             Self::Rule(index) => format!("rule_{index}"),
         }
     }
@@ -55,6 +61,8 @@ impl Counter {
             "blocked" => Self::Blocked,
             "denied" => Self::Denied,
             "outgoing" => Self::Outgoing,
+            "egress" => Self::Egress,
+            "published" => Self::Published,
             _ => Self::Rule(name.strip_prefix("rule_")?.parse().ok()?),
         })
     }
@@ -66,37 +74,129 @@ pub struct Table {
     pub(crate) commands: Value,
 }
 
-/// Peers that policy cannot tell apart share an identity, so the tables grow with policy, not with the VDC.
+/// A workload of this node, as policy sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LocalWorkload {
+    /// A workload without a name is judged no other way.
+    pub name: Option<Name>,
+    pub v6: Ipv6Addr,
+    pub v4: Option<Ipv4Addr>,
+    /// Labels that the node may give.
+    pub labels: Vec<Name>,
+    /// Ports that the workload declares to the VDC.
+    pub declared: Vec<PortRange>,
+    /// Ports of the workload that the host publishes to the world outside the VDC.
+    pub published: Vec<PortRange>,
+}
+
+impl LocalWorkload {
+    /// The workload as a party of the policy of `node`, whose host runs it.
+    #[must_use]
+    pub fn subject(&self, node: &Subject) -> Subject {
+        node.workload(self.name.clone(), (self.v6, self.v4), self.labels.clone(), self.declared.clone())
+    }
+}
+
+/// What of a model a table of `node`'s depends on: two models of which this is equal compile to one table.
+///
+/// Left out are the records that say so, what others declare, what the model knows of `node`'s own workloads (they are
+/// given apart), and workloads elsewhere that are judged as any other of their node.
+#[must_use]
+pub fn relevant(mut model: Model, node: &Key) -> Model {
+    let means_labels = model.document.rules.iter().any(|rule| !rule.from.labels.is_empty());
+    model.subjects.retain(|s| s.is_host() || (s.node != *node && means_labels && !s.labels.is_empty()));
+    for subject in &mut model.subjects {
+        (subject.member_record, subject.exposure_record) = (Hash([0; 32]), None);
+        if subject.node != *node {
+            subject.declared.clear();
+        }
+    }
+    for block in &mut model.blocks {
+        (block.record, block.reason) = (Hash([0; 32]), String::new());
+    }
+    (model.policy_record, model.policy_version) = (Hash([0; 32]), 0);
+    model
+}
+
+/// Sources that policy cannot tell apart share an identity, so the tables grow with policy, not with the VDC.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Class {
-    /// Indices of the rules that let the peer in here.
+    /// Indices of the rules that mean the source.
     rules: Vec<usize>,
-    /// Indices of the blocks that deny the peer's flows to here.
+    /// Indices of the blocks that deny the source's flows to here.
     blocked_in: Vec<usize>,
-    /// Indices of the blocks that deny flows from here to the peer.
+    /// Indices of the blocks that deny flows from here to the source.
     blocked_out: Vec<usize>,
 }
 
-/// Compiles the table of `node`'s namespace. `generation` must differ from the last one whenever a verdict may have
-/// changed; `infra_ports` are the TCP ports of the infra plane. A node that the model does not know gets a table that
-/// lets nothing through.
+/// Destinations here that policy cannot tell apart share their chains.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Target {
+    /// Indices of the rules that mean the destination.
+    rules: Vec<usize>,
+    /// What it declared, if a rule asks for that.
+    declared: Vec<PortRange>,
+}
+
+/// Where a source's packets come from.
+#[derive(Clone, Copy)]
+enum Place {
+    Exact(Ipv6Addr, Option<Ipv4Addr>),
+    Rest(NodePrefix, Option<Ipv4Block>),
+    /// Any port of a workload.
+    Port,
+}
+
+/// Compiles the table of `node`'s namespace, whose workloads are `locals`. `generation` must differ from the last one
+/// whenever a verdict may have changed; `infra_ports` are the TCP ports of the infra plane. A node that the model does
+/// not know gets a table that lets nothing through. What the model says of `node`'s own workloads is not looked at.
+///
+/// A workload that is not in `locals` may open flows and is the destination of none, so a table needs compiling anew
+/// only for workloads that have a name, declare, publish or carry a label.
 #[must_use]
-pub fn compile(model: &Model, node: &Key, generation: u32, infra_ports: &[u16]) -> Table {
+pub fn compile(model: &Model, node: &Key, locals: &[LocalWorkload], generation: u32, infra_ports: &[u16]) -> Table {
     let mut builder = Builder::new(model, generation);
-    let Some(this) = model.subjects.iter().find(|s| s.node == *node) else {
+    let Some(this) = model.hosts().find(|s| s.node == *node) else {
         builder.frame(None, infra_ports);
         return builder.finish();
     };
-    let mut classes: BTreeMap<Class, Vec<&Subject>> = BTreeMap::new();
-    for peer in model.subjects.iter().filter(|s| s.node != *node) {
-        classes.entry(class(model, peer, this)).or_default().push(peer);
+    let own_host = |subject: &Subject| {
+        Place::Exact(subject.prefix.address(HOST), subject.ipv4.and_then(|block| block.address(HOST)))
+    };
+    let mut classes: BTreeMap<Class, Vec<Place>> = BTreeMap::new();
+    for peer in &model.subjects {
+        let unlisted = class(model, &peer.unlisted(), this);
+        match &peer.kind {
+            Kind::Host => {
+                let rest = if peer.node == *node { Place::Port } else { Place::Rest(peer.prefix, peer.ipv4) };
+                classes.entry(class(model, peer, this)).or_default().push(own_host(peer));
+                classes.entry(unlisted).or_default().push(rest);
+            }
+            Kind::Workload { v6, ipv4, .. } if peer.node != *node => {
+                let class = class(model, peer, this);
+                if class != unlisted {
+                    classes.entry(class).or_default().push(Place::Exact(*v6, *ipv4));
+                }
+            }
+            Kind::Workload { .. } | Kind::Unlisted => {}
+        }
+    }
+    let mut targets: BTreeMap<Target, Vec<Place>> = BTreeMap::new();
+    targets.entry(target(model, this)).or_default().push(own_host(this));
+    for workload in locals {
+        let (subject, place) = (workload.subject(this), Place::Exact(workload.v6, workload.v4));
+        classes.entry(class(model, &subject, this)).or_default().push(place);
+        targets.entry(target(model, &subject)).or_default().push(place);
+        builder.published(workload);
+    }
+    for (index, (class, places)) in classes.iter().enumerate() {
+        let identity = index + 1; // 0 is "nobody"
+        builder.identity(identity, places);
+        builder.blocks(identity, class);
     }
     builder.frame(Some(this), infra_ports);
-    for (index, (class, peers)) in classes.iter().enumerate() {
-        let identity = index + 1; // 0 is "nobody"
-        builder.identity(identity, peers);
-        builder.blocks(identity, class);
-        builder.rules(identity, class, this);
+    for (number, (target, places)) in targets.iter().enumerate() {
+        builder.target(number, target, places, classes.keys());
     }
     builder.finish()
 }
@@ -107,27 +207,43 @@ fn class(model: &Model, peer: &Subject, this: &Subject) -> Class {
         let denies = |b: &vdc::policy::ActiveBlock| meets(b.matches.from, from) && meets(b.matches.to, to);
         (0..model.blocks.len()).filter(|&i| denies(&model.blocks[i])).collect()
     };
-    let opens = |rule: &vdc::policy::Rule| rule.from.matches(peer) && rule.to.matches(this);
     Class {
-        rules: (0..model.document.rules.len()).filter(|&i| opens(&model.document.rules[i])).collect(),
+        rules: rules_where(model, |rule| rule.from.matches(peer)),
         blocked_in: pairs(peer, this),
         blocked_out: pairs(this, peer),
     }
 }
 
+fn target(model: &Model, subject: &Subject) -> Target {
+    let rules = rules_where(model, |rule| rule.to.matches(subject));
+    let asked = rules.iter().any(|&i| model.document.rules[i].services.contains(&Service::Declared));
+    Target { rules, declared: if asked { subject.declared.clone() } else { vec![] } }
+}
+
+fn rules_where(model: &Model, means: impl Fn(&vdc::policy::Rule) -> bool) -> Vec<usize> {
+    (0..model.document.rules.len()).filter(|&i| means(&model.document.rules[i])).collect()
+}
+
 struct Builder<'a> {
     model: &'a Model,
     generation: u32,
+    /// Nodes' prefixes; single addresses in them come from the `exact` maps.
     from6: Vec<Value>,
     from4: Vec<Value>,
+    exact6: Vec<Value>,
+    exact4: Vec<Value>,
+    /// The identity of a workload of this node that no `exact` map knows.
+    from_port: Option<usize>,
     deny_in: Vec<Value>,
     deny_in_all: Vec<Value>,
     deny_out: Vec<Value>,
     deny_out_all: Vec<Value>,
-    /// Identity and ports → rule; the first rule of the document that opens a port wins, as in the evaluator.
-    allow: Vec<Value>,
-    allow_icmp: Vec<Value>,
-    allow_any: Vec<Value>,
+    /// Addresses here → chains of their target, for packets to it and from it.
+    to: [Vec<Value>; 4],
+    published6: Vec<Value>,
+    published4: Vec<Value>,
+    /// Maps of the targets.
+    maps: Vec<Value>,
     commands: Vec<Value>,
 }
 
@@ -138,23 +254,43 @@ impl<'a> Builder<'a> {
             generation,
             from6: vec![],
             from4: vec![],
+            exact6: vec![],
+            exact4: vec![],
+            from_port: None,
             deny_in: vec![],
             deny_in_all: vec![],
             deny_out: vec![],
             deny_out_all: vec![],
-            allow: vec![],
-            allow_icmp: vec![],
-            allow_any: vec![],
+            to: Default::default(),
+            published6: vec![],
+            published4: vec![],
+            maps: vec![],
             commands: vec![],
         }
     }
 
-    fn identity(&mut self, identity: usize, peers: &[&Subject]) {
-        for peer in peers {
-            self.from6.push(json!([prefix6(peer.prefix), identity]));
-            if let Some(block) = peer.ipv4 {
-                self.from4.push(json!([prefix4(block), identity]));
+    fn identity(&mut self, identity: usize, places: &[Place]) {
+        for place in places {
+            match *place {
+                Place::Exact(v6, v4) => {
+                    self.exact6.push(json!([v6.to_string(), identity]));
+                    self.exact4.extend(v4.map(|v4| json!([v4.to_string(), identity])));
+                }
+                Place::Rest(prefix, block) => {
+                    self.from6.push(json!([prefix6(prefix), identity]));
+                    self.from4.extend(block.map(|block| json!([prefix4(block), identity])));
+                }
+                Place::Port => self.from_port = Some(identity),
             }
+        }
+    }
+
+    fn published(&mut self, workload: &LocalWorkload) {
+        for range in disjoint(workload.published.iter().map(|range| (*range, ())).collect()) {
+            let ports = ports_value(&range.0);
+            let key = |address: String| json!({"concat": [address, protocol_name(range.0.protocol), ports]});
+            self.published6.push(key(workload.v6.to_string()));
+            self.published4.extend(workload.v4.map(|v4| key(v4.to_string())));
         }
     }
 
@@ -174,14 +310,61 @@ impl<'a> Builder<'a> {
         }
     }
 
-    fn rules(&mut self, identity: usize, class: &Class, this: &Subject) {
+    /// The chains and maps of one target, and the way to them.
+    fn target<'c>(
+        &mut self,
+        number: usize,
+        target: &Target,
+        places: &[Place],
+        classes: impl Iterator<Item = &'c Class>,
+    ) {
+        let (mut allow, mut allow_icmp, mut allow_any) = (vec![], vec![], vec![]);
+        for (index, class) in classes.enumerate() {
+            let rules: Vec<usize> = target.rules.iter().copied().filter(|rule| class.rules.contains(rule)).collect();
+            self.rules(index + 1, &rules, target, [&mut allow, &mut allow_icmp, &mut allow_any]);
+        }
+        for (kind, elements) in [("allow", allow), ("allow_icmp", allow_icmp), ("allow_any", allow_any)] {
+            let ports = kind == "allow";
+            let key = if ports { json!(["mark", "inet_proto", "inet_service"]) } else { json!("mark") };
+            let mut map = json!({"family": "inet", "table": TABLE, "name": format!("{kind}_{number}"), "type": key,
+                "map": "verdict"});
+            if ports {
+                map["flags"] = json!(["interval"]);
+            }
+            let mut elements = elements;
+            self.maps.push(json!({"add": {"map": with_elements(map, &mut elements)}}));
+        }
+        for (index, port) in ["dport", "sport"].into_iter().enumerate() {
+            let chain = format!("to_{number}_{port}");
+            self.chain(&chain);
+            let key = json!({"concat": [mark(), l4proto(), field("th", port)]});
+            self.rule(&chain, [ported(), vmap(key, &format!("@allow_{number}"))]);
+            let icmp = matches("==", l4proto(), json!({"set": ["icmp", "ipv6-icmp"]}));
+            self.rule(&chain, [icmp, vmap(mark(), &format!("@allow_icmp_{number}"))]);
+            self.rule(&chain, [vmap(mark(), &format!("@allow_any_{number}"))]);
+            self.rule(&chain, [count(Counter::Denied), json!({"drop": null})]);
+            for place in places {
+                let Place::Exact(v6, v4) = *place else { continue };
+                self.to[index].push(json!([v6.to_string(), goto(&chain)]));
+                self.to[index + 2].extend(v4.map(|v4| json!([v4.to_string(), goto(&chain)])));
+            }
+        }
+    }
+
+    fn rules(
+        &self,
+        identity: usize,
+        rules: &[usize],
+        target: &Target,
+        [allow, allow_icmp, allow_any]: [&mut Vec<Value>; 3],
+    ) {
         let mut ports: Vec<(PortRange, usize)> = vec![];
         let (mut icmp, mut any) = (None, None);
-        for &index in &class.rules {
+        for &index in rules {
             for service in &self.model.document.rules[index].services {
                 match service {
                     Service::Icmp => icmp = icmp.or(Some(index)),
-                    Service::Declared => ports.extend(this.declared.iter().map(|range| (*range, index))),
+                    Service::Declared => ports.extend(target.declared.iter().map(|range| (*range, index))),
                     Service::Ports(range) => ports.push((*range, index)),
                     Service::Any => any = any.or(Some(index)),
                 }
@@ -191,13 +374,13 @@ impl<'a> Builder<'a> {
         if let Some(any) = any {
             ports.retain(|(_, index)| *index <= any);
             icmp = icmp.filter(|index| *index <= any);
-            self.allow_any.push(json!([identity, goto(&rule_chain(any))]));
+            allow_any.push(json!([identity, goto(&rule_chain(any))]));
         }
         if let Some(index) = icmp {
-            self.allow_icmp.push(json!([identity, goto(&rule_chain(index))]));
+            allow_icmp.push(json!([identity, goto(&rule_chain(index))]));
         }
         for (range, index) in disjoint(ports) {
-            self.allow.push(json!([concat_key(identity, &range), goto(&rule_chain(index))]));
+            allow.push(json!([concat_key(identity, &range), goto(&rule_chain(index))]));
         }
     }
 
@@ -210,6 +393,8 @@ impl<'a> Builder<'a> {
             Counter::Blocked,
             Counter::Denied,
             Counter::Outgoing,
+            Counter::Egress,
+            Counter::Published,
         ];
         counters.extend((0..self.model.document.rules.len()).map(Counter::Rule));
         for counter in &counters {
@@ -220,7 +405,7 @@ impl<'a> Builder<'a> {
             let accept = [count(Counter::Rule(index)), self.mark_flow(), json!({"accept": null})];
             self.rule(&rule_chain(index), accept);
         }
-        for name in ["in_new", "in_reply", "out_new", "out_reply", "in_judge", "out_judge"] {
+        for name in ["in_new", "in_reply", "out_new", "out_reply", "out_judge", "egress", "entry_new", "entry_reply"] {
             self.chain(name);
         }
         self.judge_chains();
@@ -229,43 +414,70 @@ impl<'a> Builder<'a> {
     }
 
     fn judge_chains(&mut self) {
-        // The peer's address and the flow's destination port, by who opened the flow and which way the packet goes.
-        for (chain, address, port, next) in [
-            ("in_new", "saddr", "dport", "in_judge"),
-            ("in_reply", "daddr", "sport", "in_judge"),
-            ("out_new", "daddr", "dport", "out_judge"),
-            ("out_reply", "saddr", "sport", "out_judge"),
+        // The other party's address and the flow's destination port, by who opened the flow and which way the packet
+        // goes. Inward the other party is who opened it, and the target's chain goes on.
+        for (chain, address, target, port, through) in [
+            ("in_new", "saddr", Some(("daddr", ["@to6_dport", "@to4_dport"])), "dport", "iifname"),
+            ("in_reply", "daddr", Some(("saddr", ["@to6_sport", "@to4_sport"])), "sport", "oifname"),
+            ("out_new", "daddr", None, "dport", "oifname"),
+            ("out_reply", "saddr", None, "sport", "iifname"),
         ] {
             self.rule(chain, [set_mark(json!(0))]);
-            for (protocol, map) in [("ip6", "@from6"), ("ip", "@from4")] {
+            if let Some(identity) = self.from_port {
+                let port = matches("==", meta(through), json!(WORKLOAD_INTERFACES));
+                self.rule(chain, [port, set_mark(json!(identity))]);
+            }
+            for (protocol, map) in [("ip6", "@from6"), ("ip", "@from4"), ("ip6", "@exact6"), ("ip", "@exact4")] {
                 let peer = json!({"map": {"key": field(protocol, address), "data": map}});
                 self.rule(chain, [set_mark(peer)]);
             }
-            let inward = next == "in_judge";
-            let (all, some) = if inward { ("@deny_in_all", "@deny_in") } else { ("@deny_out_all", "@deny_out") };
+            let (all, some) =
+                if target.is_some() { ("@deny_in_all", "@deny_in") } else { ("@deny_out_all", "@deny_out") };
             let blocked = [count(Counter::Blocked), json!({"drop": null})];
             self.rule(chain, [vec![matches("==", mark(), json!(all))], blocked.to_vec()].concat());
             let key = json!({"concat": [mark(), l4proto(), field("th", port)]});
-            self.rule(chain, [vec![ported(), matches("==", key.clone(), json!(some))], blocked.to_vec()].concat());
-            if inward {
-                self.rule(chain, [ported(), vmap(key, "@allow")]);
+            self.rule(chain, [vec![ported(), matches("==", key, json!(some))], blocked.to_vec()].concat());
+            if let Some((end, [six, four])) = target {
+                self.rule(chain, [vmap(field("ip6", end), six)]);
+                self.rule(chain, [vmap(field("ip", end), four)]);
+                self.rule(chain, [count(Counter::Denied), json!({"drop": null})]);
+            } else {
+                self.rule(chain, [goto("out_judge")]);
             }
-            self.rule(chain, [goto(next)]);
         }
-        let icmp = matches("==", l4proto(), json!({"set": ["icmp", "ipv6-icmp"]}));
-        self.rule("in_judge", [icmp, vmap(mark(), "@allow_icmp")]);
-        self.rule("in_judge", [vmap(mark(), "@allow_any")]);
-        self.rule("in_judge", [count(Counter::Denied), json!({"drop": null})]);
         // Towards a peer the peer's own table decides; here only that it is one.
         let known = matches("!=", mark(), json!(0));
         self.rule("out_judge", [known, count(Counter::Outgoing), self.mark_flow(), json!({"accept": null})]);
         self.rule("out_judge", [count(Counter::Denied), json!({"drop": null})]);
+        self.rule("egress", [count(Counter::Egress), self.mark_flow(), json!({"accept": null})]);
+        for (chain, end, port) in [("entry_new", "daddr", "dport"), ("entry_reply", "saddr", "sport")] {
+            for (protocol, set) in [("ip6", "@published6"), ("ip", "@published4")] {
+                let key = json!({"concat": [field(protocol, end), l4proto(), field("th", port)]});
+                let open = [ported(), matches("==", key, json!(set)), count(Counter::Published)];
+                self.rule(chain, [open.to_vec(), vec![self.mark_flow(), json!({"accept": null})]].concat());
+            }
+            self.rule(chain, [count(Counter::Denied), json!({"drop": null})]);
+        }
+    }
+
+    /// A workload's source must be its own: the route back to it leads out of the port that the packet came in by.
+    fn workload_sources(&mut self, chain: &str) {
+        let from_workload = || matches("==", meta("iifname"), json!(WORKLOAD_INTERFACES));
+        let drop = [count(Counter::Spoofed), json!({"drop": null})];
+        let no_way_back = matches("==", json!({"fib": {"result": "oif", "flags": ["saddr", "iif"]}}), json!(0));
+        self.rule(chain, [vec![from_workload(), no_way_back], drop.to_vec()].concat());
     }
 
     fn forward_chain(&mut self, this: Option<&Subject>) {
         self.base_chain("forward");
         let drop = |counter| vec![count(counter), json!({"drop": null})];
         let incoming = |name: &str| matches("==", meta("iifname"), json!(name));
+        self.workload_sources("forward");
+        // Link-local sources ask the name server here and nobody else.
+        for (protocol, network, length) in [("ip6", "fe80::", 10), ("ip", "169.254.0.0", 16)] {
+            let local = matches("==", field(protocol, "saddr"), json!({"prefix": {"addr": network, "len": length}}));
+            self.rule("forward", [vec![incoming(WORKLOAD_INTERFACES), local], drop(Counter::Spoofed)].concat());
+        }
         if let Some(this) = this {
             let host6 = matches("!=", field("ip6", "saddr"), json!(this.prefix.address(HOST).to_string()));
             self.rule("forward", [vec![incoming(HOST_INTERFACE), host6], drop(Counter::Spoofed)].concat());
@@ -287,14 +499,22 @@ impl<'a> Builder<'a> {
         self.rule("forward", [vec![ct_state("invalid")], drop(Counter::Invalid)].concat());
         self.rule("forward", [matches("==", ct_mark(), json!(self.generation)), json!({"accept": null})]);
         self.rule("forward", [ct_state("related"), json!({"accept": null})]);
-        for (interface, direction, chain) in [
-            (MESH_INTERFACE, "original", "in_new"),
-            (HOST_INTERFACE, "reply", "in_reply"),
-            (HOST_INTERFACE, "original", "out_new"),
-            (MESH_INTERFACE, "reply", "out_reply"),
-        ] {
-            let direction = matches("==", json!({"ct": {"key": "direction"}}), json!(direction));
-            self.rule("forward", [incoming(interface), direction, goto(chain)]);
+        let outgoing = |name: &str| matches("==", meta("oifname"), json!(name));
+        let leaves = |original: bool, name: &str| if original { outgoing(name) } else { incoming(name) };
+        let comes = |original: bool, name: &str| if original { incoming(name) } else { outgoing(name) };
+        for (direction, original) in [("original", true), ("reply", false)] {
+            let way = matches("==", json!({"ct": {"key": "direction"}}), json!(direction));
+            let chain = |name: &str| goto(&format!("{name}_{}", if original { "new" } else { "reply" }));
+            let egress = [comes(original, WORKLOAD_INTERFACES), leaves(original, EGRESS_INTERFACE)];
+            self.rule("forward", [vec![way.clone()], egress.to_vec(), vec![goto("egress")]].concat());
+            let entry = [comes(original, EGRESS_INTERFACE), leaves(original, WORKLOAD_INTERFACES)];
+            self.rule("forward", [vec![way.clone()], entry.to_vec(), vec![chain("entry")]].concat());
+            for end in ["iifname", "oifname"] {
+                let other = matches("==", meta(end), json!(EGRESS_INTERFACE));
+                self.rule("forward", [vec![way.clone(), other], drop(Counter::Denied)].concat());
+            }
+            self.rule("forward", [way.clone(), leaves(original, MESH_INTERFACE), chain("out")]);
+            self.rule("forward", [way, chain("in")]);
         }
     }
 
@@ -303,11 +523,23 @@ impl<'a> Builder<'a> {
     fn input_chain(&mut self, infra_ports: &[u16]) {
         self.base_chain("input");
         let accept = json!({"accept": null});
+        let from_workload = matches("==", meta("iifname"), json!(WORKLOAD_INTERFACES));
+        let discovery = matches("==", field("icmpv6", "type"), json!({"set": [135, 136]}));
+        self.rule("input", [from_workload.clone(), discovery.clone(), accept.clone()]);
+        self.workload_sources("input");
+        for (protocol, gateway, echo) in [
+            ("ip6", "fe80::1", matches("==", field("icmpv6", "type"), json!(128))),
+            ("ip", "169.254.1.1", matches("==", field("icmp", "type"), json!(8))),
+        ] {
+            let asked = [from_workload.clone(), matches("==", field(protocol, "daddr"), json!(gateway))];
+            self.rule("input", [asked.to_vec(), vec![echo, accept.clone()]].concat());
+            let names = [ported(), matches("==", field("th", "dport"), json!(53)), accept.clone()];
+            self.rule("input", [asked.to_vec(), names.to_vec()].concat());
+        }
         self.rule("input", [matches("==", meta("iifname"), json!("lo")), accept.clone()]);
         self.rule("input", [ct_state("established"), accept.clone()]);
         self.rule("input", [ct_state("related"), accept.clone()]);
         let from_host = matches("==", meta("iifname"), json!(HOST_INTERFACE));
-        let discovery = matches("==", field("icmpv6", "type"), json!({"set": [135, 136]}));
         self.rule("input", [from_host, discovery, accept.clone()]);
         let infra = |this: &mut Self, service: Value| {
             let member = json!({"map": {"key": field("ip6", "saddr"), "data": "@from6"}});
@@ -332,6 +564,8 @@ impl<'a> Builder<'a> {
             ("deny_out", ports_key.clone(), &mut self.deny_out),
             ("deny_in_all", json!("mark"), &mut self.deny_in_all),
             ("deny_out_all", json!("mark"), &mut self.deny_out_all),
+            ("published6", json!(["ipv6_addr", "inet_proto", "inet_service"]), &mut self.published6),
+            ("published4", json!(["ipv4_addr", "inet_proto", "inet_service"]), &mut self.published4),
         ] {
             let mut set = json!({"family": "inet", "table": TABLE, "name": name, "type": key});
             if !name.ends_with("all") {
@@ -339,16 +573,20 @@ impl<'a> Builder<'a> {
             }
             commands.push(json!({"add": {"set": with_elements(set, elements)}}));
         }
-        let (mut maps, mut rest): (Vec<Value>, Vec<Value>) = (vec![], std::mem::take(&mut self.commands));
+        let (mut maps, mut rest) = (std::mem::take(&mut self.maps), std::mem::take(&mut self.commands));
+        let [to6_new, to6_reply, to4_new, to4_reply] = &mut self.to;
         for (name, key, value, elements) in [
             ("from6", json!("ipv6_addr"), "mark", &mut self.from6),
             ("from4", json!("ipv4_addr"), "mark", &mut self.from4),
-            ("allow", ports_key, "verdict", &mut self.allow),
-            ("allow_icmp", json!("mark"), "verdict", &mut self.allow_icmp),
-            ("allow_any", json!("mark"), "verdict", &mut self.allow_any),
+            ("exact6", json!("ipv6_addr"), "mark", &mut self.exact6),
+            ("exact4", json!("ipv4_addr"), "mark", &mut self.exact4),
+            ("to6_dport", json!("ipv6_addr"), "verdict", to6_new),
+            ("to6_sport", json!("ipv6_addr"), "verdict", to6_reply),
+            ("to4_dport", json!("ipv4_addr"), "verdict", to4_new),
+            ("to4_sport", json!("ipv4_addr"), "verdict", to4_reply),
         ] {
             let mut map = json!({"family": "inet", "table": TABLE, "name": name, "type": key, "map": value});
-            if matches!(name, "from6" | "from4" | "allow") {
+            if matches!(name, "from6" | "from4") {
                 map["flags"] = json!(["interval"]);
             }
             maps.push(json!({"add": {"map": with_elements(map, elements)}}));
@@ -396,15 +634,15 @@ fn rule_chain(index: usize) -> String {
     format!("rule_{index}")
 }
 
-fn prefix6(prefix: NodePrefix) -> Value {
+pub(crate) fn prefix6(prefix: NodePrefix) -> Value {
     json!({"prefix": {"addr": prefix.address(0).to_string(), "len": 96}})
 }
 
-fn prefix4(block: Ipv4Block) -> Value {
+pub(crate) fn prefix4(block: Ipv4Block) -> Value {
     json!({"prefix": {"addr": IpAddr::from(block.network()).to_string(), "len": block.length()}})
 }
 
-fn protocol_name(protocol: Protocol) -> &'static str {
+pub(crate) fn protocol_name(protocol: Protocol) -> &'static str {
     match protocol {
         Protocol::Tcp => "tcp",
         Protocol::Udp => "udp",
@@ -412,12 +650,14 @@ fn protocol_name(protocol: Protocol) -> &'static str {
 }
 
 fn concat_key(identity: usize, range: &PortRange) -> Value {
-    let ports = json!({"range": [range.first, range.last]});
-    let ports = if range.first == range.last { json!(range.first) } else { ports };
-    json!({"concat": [identity, protocol_name(range.protocol), ports]})
+    json!({"concat": [identity, protocol_name(range.protocol), ports_value(range)]})
 }
 
-fn meta(key: &str) -> Value {
+fn ports_value(range: &PortRange) -> Value {
+    if range.first == range.last { json!(range.first) } else { json!({"range": [range.first, range.last]}) }
+}
+
+pub(crate) fn meta(key: &str) -> Value {
     json!({"meta": {"key": key}})
 }
 
@@ -433,15 +673,15 @@ fn ct_mark() -> Value {
     json!({"ct": {"key": "mark"}})
 }
 
-fn field(protocol: &str, field: &str) -> Value {
+pub(crate) fn field(protocol: &str, field: &str) -> Value {
     json!({"payload": {"protocol": protocol, "field": field}})
 }
 
-fn matches(op: &str, left: Value, right: Value) -> Value {
+pub(crate) fn matches(op: &str, left: Value, right: Value) -> Value {
     json!({"match": {"op": op, "left": left, "right": right}})
 }
 
-fn ct_state(state: &str) -> Value {
+pub(crate) fn ct_state(state: &str) -> Value {
     matches("in", json!({"ct": {"key": "state"}}), json!(state))
 }
 
@@ -452,7 +692,7 @@ fn ported() -> Value {
 
 fn is_infra(end: &str) -> Value {
     let offset = json!({"&": [field("ip6", end), "::ffff:ffff"]});
-    matches("==", offset, json!(std::net::Ipv6Addr::from(u128::from(INFRA)).to_string()))
+    matches("==", offset, json!(Ipv6Addr::from(u128::from(INFRA)).to_string()))
 }
 
 fn set_mark(value: Value) -> Value {

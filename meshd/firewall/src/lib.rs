@@ -8,9 +8,11 @@
 //! [`compile()`] is pure and gives the whole table; [`Firewall`] is its one effect.
 
 mod compile;
+mod host;
 mod nft;
 
-pub use compile::{Counter, Table, compile};
+pub use compile::{Counter, LocalWorkload, Table, compile, relevant};
+pub use host::{EGRESS_HOST_INTERFACES, EgressPort, HOST_PORT_INTERFACES, HOST_TABLE, PublishedPort, compile_host};
 pub use nft::{Firewall, FirewallError};
 
 /// The table's name inside the VDC's namespace.
@@ -19,3 +21,7 @@ pub const TABLE: &str = "meshd";
 pub const MESH_INTERFACE: &str = "mesh0";
 /// The inner end of the routed veth to the host.
 pub const HOST_INTERFACE: &str = "host0";
+/// The ports of workloads, as a pattern of interface names.
+pub const WORKLOAD_INTERFACES: &str = "w-*";
+/// The inner end of the routed veth to the world outside the VDC.
+pub const EGRESS_INTERFACE: &str = "egress0";

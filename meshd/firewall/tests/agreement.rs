@@ -5,17 +5,17 @@
 //! A veth stands in for the TUN: the table only sees interface names and packets.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 use std::process::{Command, Output};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use meshd_firewall::{Counter, Firewall, compile};
+use meshd_firewall::{Counter, Firewall, LocalWorkload, compile};
 use proptest::prelude::*;
 use proptest::strategy::ValueTree as _;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 use vdc::address::HOST;
-use vdc::policy::{ActiveBlock, Document, Flow, Model, Rule, Selector, Service, Subject};
+use vdc::policy::{ActiveBlock, Document, Flow, Kind, Model, Rule, Selector, Service, Subject};
 use vdc::record::{BlockMatch, PortRange, Protocol, Role};
 use vdc::{Hash, Ipv4Block, Key, Name, NodePrefix, SiteNumber, VdcId};
 
@@ -27,6 +27,7 @@ fn subject(seed: u8, site: &str, label: Option<&str>, declared: Vec<PortRange>) 
     let node = Key([seed; 32]);
     Subject {
         node,
+        kind: Kind::Host,
         name: name(&format!("n{seed}")),
         site: name(site),
         roles: vec![Role::Host],
@@ -149,6 +150,31 @@ impl Lab {
             route(&host, all.clone(), "eth0", via, "02:00:00:00:00:03");
             route(&peer, all, "eth0", via, "02:00:00:00:00:01");
         }
+        for (index, (role, interface)) in [("a", "w-a"), ("b", "w-b")].into_iter().enumerate() {
+            let (ns, number) = (lab.ns(role), 5 + 2 * index);
+            let (four, six) = workload_addresses(this, index);
+            script += &format!(
+                "ip netns add {ns}; ip -n {ns} link set lo up
+                 ip link add {interface} netns {vdc} address 02:00:00:00:00:0{number} type veth peer name eth0 netns {ns} address 02:00:00:00:00:0{}
+                 for p in '{vdc} {interface}' '{ns} eth0'; do set -- $p
+                   ip netns exec $1 sysctl -qw net.ipv6.conf.$2.accept_dad=0; ip -n $1 link set $2 up; done
+                 ip -n {ns} addr add {four}/32 dev eth0; ip -n {ns} addr add {six}/128 dev eth0 nodad
+                 ip -n {vdc} addr add fe80::1/128 dev {interface} nodad
+                 ip -n {ns} route add default dev eth0 via 169.254.1.1 onlink
+                 ip -n {ns} neigh replace 169.254.1.1 lladdr 02:00:00:00:00:0{number} dev eth0
+                 ip -n {ns} -6 route add default dev eth0 via fe80::1 onlink
+                 ip -n {ns} neigh replace fe80::1 lladdr 02:00:00:00:00:0{number} dev eth0
+                 for a in {four} {six}; do ip -n {vdc} route add $a dev {interface}
+                   ip -n {vdc} neigh replace $a lladdr 02:00:00:00:00:0{} dev {interface}; done\n",
+                number + 1,
+                number + 1,
+            );
+        }
+        script += &format!(
+            "ip -n {vdc} addr add 169.254.1.1/32 dev lo; ip -n {vdc} link set lo up
+             ip -n {vdc} addr add {}/128 dev lo nodad\n",
+            this.prefix.address(0)
+        );
         let stranger = stranger();
         for (ns, subjects) in [(&host, vec![this]), (&peer, vec![&model.subjects[1], &model.subjects[2], &stranger])] {
             for subject in subjects {
@@ -172,6 +198,11 @@ impl Lab {
     /// Runs every probe at once: sends from `source`, receives at `destination`, and returns which arrived.
     fn probe(&self, from_host: bool, probes: &[Probe]) -> Vec<bool> {
         let (source, sink) = if from_host { ("h", "p") } else { ("p", "h") };
+        self.probe_between(source, sink, probes)
+    }
+
+    /// As [`Lab::probe`], between any two of `h`, `p` and the workloads `a` and `b`.
+    fn probe_between(&self, source: &str, sink: &str, probes: &[Probe]) -> Vec<bool> {
         let list: Vec<String> = probes
             .iter()
             .map(|p| {
@@ -197,7 +228,7 @@ impl Lab {
 
 impl Drop for Lab {
     fn drop(&mut self) {
-        for role in ["v", "h", "p"] {
+        for role in ["a", "b", "v", "h", "p"] {
             sh(&format!("ip netns del {}", self.ns(role)));
         }
     }
@@ -215,6 +246,28 @@ fn address(subject: &Subject, v4: bool) -> IpAddr {
     } else {
         subject.prefix.address(HOST).into()
     }
+}
+
+fn workload_addresses(this: &Subject, index: usize) -> (Ipv4Addr, Ipv6Addr) {
+    let offset = u32::try_from(index).expect("small");
+    let four = this.ipv4.and_then(|block| block.address(2 + offset)).expect("subjects have IPv4");
+    (four, this.prefix.address(0x1_0000 + offset))
+}
+
+fn local(this: &Subject, index: usize, label: Option<&str>, declared: Vec<PortRange>) -> LocalWorkload {
+    let (four, v6) = workload_addresses(this, index);
+    LocalWorkload {
+        name: Some(name(["a", "b"][index])),
+        v6,
+        v4: Some(four),
+        labels: label.map(name).into_iter().collect(),
+        declared,
+        published: vec![],
+    }
+}
+
+fn local_address(workload: &LocalWorkload, v4: bool) -> IpAddr {
+    if v4 { workload.v4.expect("has IPv4").into() } else { workload.v6.into() }
 }
 
 fn stranger() -> Subject {
@@ -260,7 +313,7 @@ fn kernel_verdicts_equal_evaluator_with_counters() {
         let model = models().new_tree(&mut runner).expect("generates").current();
         // Flows of the case before must not be known to conntrack, or they would be judged as old ones.
         ok(&format!("ip netns exec {} conntrack -F", lab.ns("v")));
-        lab.firewall().load(&compile(&model, &this, generation, &[4713])).expect("loads");
+        lab.firewall().load(&compile(&model, &this, &[], generation, &[4713])).expect("loads");
         let probes = inward(&model);
         let arrived = lab.probe(false, &probes);
         assert_eq!(arrived.len(), probes.len());
@@ -289,9 +342,11 @@ fn counter_of(reason: &vdc::policy::Reason) -> Counter {
     match reason {
         Reason::Rule { index, .. } => Counter::Rule(*index),
         Reason::Block { .. } => Counter::Blocked,
-        Reason::NoRule { .. } | Reason::UnknownSource | Reason::UnknownDestination | Reason::SameHost => {
-            Counter::Denied
-        }
+        Reason::NoRule { .. }
+        | Reason::UnknownSource
+        | Reason::UnknownDestination
+        | Reason::UnlistedDestination
+        | Reason::SameHost => Counter::Denied,
         Reason::InfraPlane => Counter::Infra,
     }
 }
@@ -310,7 +365,7 @@ fn open_model(declared: Vec<PortRange>) -> Model {
 fn host_cannot_spoof_and_infra_plane_is_closed() {
     let model = open_model(vec![]);
     let lab = Lab::new(&model);
-    lab.firewall().load(&compile(&model, &Key([1; 32]), 1, &[4713])).expect("loads");
+    lab.firewall().load(&compile(&model, &Key([1; 32]), &[], 1, &[4713])).expect("loads");
     let (this, peer) = (&model.subjects[0], &model.subjects[1]);
     ok(&format!(
         "ip -n {0} addr add {1}/128 dev eth0 nodad; ip -n {0} addr add {2}/128 dev eth0 nodad; ip -n {3} addr add {4}/128 dev eth0 nodad",
@@ -342,7 +397,7 @@ fn established_flow_is_judged_again_when_policy_changes() {
     let (open, closed) = (open_model(vec![port]), open_model(vec![]));
     let lab = Lab::new(&open);
     let this = Key([1; 32]);
-    let table = |model: &Model, generation| compile(model, &this, generation, &[4713]);
+    let table = |model: &Model, generation| compile(model, &this, &[], generation, &[4713]);
     lab.firewall().load(&table(&open, 1)).expect("loads");
     let source = address(&open.subjects[1], false);
     let destination = address(&open.subjects[0], false);
@@ -361,4 +416,124 @@ fn established_flow_is_judged_again_when_policy_changes() {
     assert_eq!(outward(), [true]);
     let reply = lab.probe(false, &[Probe { source, destination, flow: Flow::Port(Protocol::Udp, 103) }]);
     assert_eq!(reply, [true], "the answer of a flow that this host opened needs no declared port");
+}
+
+/// What policy says between the parties of each probe, with the addresses that they use.
+struct Party {
+    namespace: &'static str,
+    subject: Subject,
+    addresses: [IpAddr; 2],
+}
+
+fn parties(model: &Model, locals: &[LocalWorkload]) -> Vec<Party> {
+    let this = &model.subjects[0];
+    let of = |namespace, subject: Subject, addresses| Party { namespace, subject, addresses };
+    let host = |subject: &Subject| [address(subject, true), address(subject, false)];
+    let peer = &model.subjects[1];
+    let unlisted =
+        [peer.ipv4.and_then(|block| block.address(5)).expect("has IPv4").into(), peer.prefix.address(0x1_0007).into()];
+    vec![
+        of("p", peer.clone(), host(peer)),
+        of("p", peer.unlisted(), unlisted),
+        of("h", this.clone(), host(this)),
+        of("a", locals[0].subject(this), [local_address(&locals[0], true), local_address(&locals[0], false)]),
+        of("b", locals[1].subject(this), [local_address(&locals[1], true), local_address(&locals[1], false)]),
+    ]
+}
+
+#[test]
+fn workloads_are_judged_as_the_evaluator_says_on_one_node_and_across() {
+    let mut runner = deterministic_runner(1);
+    let this = Key([1; 32]);
+    let lab = Lab::new(&models().new_tree(&mut runner).expect("generates").current());
+    let more = || (proptest::option::weighted(0.4, Just("web")), proptest::option::weighted(0.6, ports()));
+    let more = (more(), more());
+    let mut seen = BTreeMap::<(bool, bool), u32>::new();
+    for generation in 1..=6 {
+        let model = models().new_tree(&mut runner).expect("generates").current();
+        let ((label_a, port_a), (label_b, port_b)) = more.new_tree(&mut runner).expect("generates").current();
+        let locals = [
+            local(&model.subjects[0], 0, label_a, port_a.into_iter().collect()),
+            local(&model.subjects[0], 1, label_b, port_b.into_iter().collect()),
+        ];
+        lab.firewall().load(&compile(&model, &this, &locals, generation, &[4713])).expect("loads");
+        let parties = parties(&model, &locals);
+        let mut expected = BTreeMap::<Counter, u64>::new();
+        for (from, to) in [(0, 3), (1, 3), (1, 2), (2, 3), (3, 2), (3, 4), (4, 3)] {
+            let (from, to) = (&parties[from], &parties[to]);
+            // The probes' ports are equal at both ends, so a flow of the other direction would look like an answer.
+            ok(&format!("ip netns exec {} conntrack -F", lab.ns("v")));
+            let probes: Vec<Probe> = from
+                .addresses
+                .iter()
+                .zip(to.addresses)
+                .flat_map(|(&source, destination)| {
+                    flows().into_iter().map(move |flow| Probe { source, destination, flow })
+                })
+                .collect();
+            let arrived = lab.probe_between(from.namespace, to.namespace, &probes);
+            assert_eq!(arrived.len(), probes.len());
+            for (probe, arrived) in probes.iter().zip(arrived) {
+                let decision = model.judge(&from.subject, &to.subject, probe.flow);
+                assert_eq!(
+                    arrived, decision.allowed,
+                    "{}: {} -> {} {:?}: evaluator says {:?}\n{locals:#?}\n{model:#?}",
+                    from.namespace, probe.source, probe.destination, probe.flow, decision.reason
+                );
+                *seen.entry((decision.allowed, from.subject.node == to.subject.node)).or_default() += 1;
+                *expected.entry(counter_of(&decision.reason)).or_default() += 1;
+            }
+        }
+        let counters = lab.firewall().counters().expect("lists");
+        for (counter, packets) in expected {
+            assert_eq!(counters.get(&counter), Some(&packets), "{counter:?} of {counters:?}");
+        }
+    }
+    assert_eq!(seen.len(), 4, "both verdicts on one node and across: {seen:?}");
+    assert!(seen.values().all(|&n| n > 20), "{seen:?}");
+}
+
+#[test]
+fn workload_cannot_spoof_nor_reach_the_infra_plane_but_opens_flows() {
+    let udp = PortRange { protocol: Protocol::Udp, first: 100, last: 100 };
+    let model = open_model(vec![]);
+    let this = &model.subjects[0];
+    let locals = [local(this, 0, None, vec![]), local(this, 1, None, vec![udp])];
+    let lab = Lab::new(&model);
+    lab.firewall().load(&compile(&model, &this.node, &locals, 1, &[4713])).expect("loads");
+    let flow = |protocol, port| Flow::Port(protocol, port);
+    let probe = |source: IpAddr, destination: IpAddr, flow| Probe { source, destination, flow };
+    let peer = &model.subjects[1];
+    for v4 in [true, false] {
+        let (a, b) = (local_address(&locals[0], v4), local_address(&locals[1], v4));
+        let count = |counter| lab.firewall().counters().expect("lists")[&counter];
+        // Honest traffic passes: to the neighbour's declared port, to a peer, whose own table decides.
+        assert_eq!(lab.probe_between("a", "b", &[probe(a, b, flow(Protocol::Udp, 100))]), [true]);
+        assert_eq!(lab.probe_between("a", "p", &[probe(a, address(peer, v4), flow(Protocol::Tcp, 9))]), [true]);
+        // The neighbour's name opens nothing: towards a peer, the host, the neighbour itself.
+        let before = count(Counter::Spoofed);
+        assert_eq!(lab.probe_between("a", "p", &[probe(b, address(peer, v4), flow(Protocol::Tcp, 10))]), [false]);
+        assert_eq!(lab.probe_between("a", "h", &[probe(b, address(this, v4), Flow::Icmp)]), [false]);
+        assert_eq!(lab.probe_between("a", "b", &[probe(address(this, v4), b, flow(Protocol::Udp, 100))]), [false]);
+        assert_eq!(lab.probe_between("a", "b", &[probe(address(peer, v4), b, flow(Protocol::Udp, 100))]), [false]);
+        assert_eq!(count(Counter::Spoofed), before + 4);
+        // Same node, nothing declared: denied and counted.
+        let before = count(Counter::Denied);
+        assert_eq!(lab.probe_between("a", "b", &[probe(a, b, flow(Protocol::Udp, 101))]), [false]);
+        assert_eq!(lab.probe_between("b", "a", &[probe(b, a, flow(Protocol::Udp, 102))]), [false]);
+        assert_eq!(count(Counter::Denied), before + 2);
+    }
+    // The infra plane, of a peer and of this very node.
+    let infra = |lab: &Lab| lab.firewall().counters().expect("lists")[&Counter::Infra];
+    let before = infra(&lab);
+    let a = local_address(&locals[0], false);
+    for subject in [peer, this] {
+        let to = subject.prefix.address(0).into();
+        assert_eq!(lab.probe_between("a", "p", &[probe(a, to, flow(Protocol::Tcp, 4713))]), [false]);
+    }
+    assert_eq!(infra(&lab), before + 2);
+    // Its gateway answers echo, in both families.
+    for gateway in ["169.254.1.1", "fe80::1%eth0"] {
+        ok(&format!("ip netns exec {} ping -c1 -W2 {gateway}", lab.ns("a")));
+    }
 }

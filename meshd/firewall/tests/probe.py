@@ -58,7 +58,7 @@ sink.settimeout(20)
 enter(sender)
 out = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, 0)
 index_of = {}
-gateway = bytes.fromhex("020000000001") if sender.startswith("mfwp") else bytes.fromhex("020000000003")
+gateway = bytes.fromhex("02000000000" + {"p": "1", "h": "3", "a": "5", "b": "7"}[sender[3]])
 for index, (kind, source, destination, port) in enumerate(probes):
     data = packet(index, kind, source, destination, port)
     index_of[data[-4:]] = index
@@ -68,7 +68,7 @@ arrived = ["0"] * len(probes)
 # The marker: a frame of a local-experimental ethertype, sent by the VDC namespace itself on the receiver's wire.
 enter(sender.replace("mfw" + sender[3], "mfwv"))
 marker = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, 0)
-wire = "host0" if receiver.startswith("mfwh") else "mesh0"
+wire = {"p": "mesh0", "h": "host0", "a": "w-a", "b": "w-b"}[receiver[3]]
 marker.sendto(b"end of probes", (wire, 0x88B5, 0, 0, bytes(6)))
 while True:
     data, where = sink.recvfrom(65536)

@@ -22,6 +22,7 @@ use crate::error::system;
 use crate::infra;
 use crate::tasks::TaskSet;
 use crate::vdc_core::{self, CoreHandle, Start};
+use crate::workloads::VdcFacts;
 
 /// How long a port that was just given up may take to be free.
 const PORT_TIMEOUT: Duration = Duration::from_secs(3);
@@ -99,6 +100,8 @@ impl Daemon {
             Err(error) => tracing::error!(vdc = %alias, %error, "the infra plane does not listen"),
         }
         let namespace = data.namespace();
+        let (network, network_config) = data.network();
+        let (node, site) = (member.name.clone(), member.site_name.clone());
         let (data_handle, vdc_id) = (data.handle(), view.vdc);
         let start = Start {
             dir,
@@ -117,7 +120,9 @@ impl Daemon {
         let (handle, task) = vdc_core::run(start, token.clone());
         tasks.spawn_draining("vdc", task);
         let served = Served { handle: handle.clone(), tasks, data: data_handle, vdc: vdc_id, slot };
-        self.vdcs.write().await.insert(alias, served);
+        self.vdcs.write().await.insert(alias.clone(), served);
+        let facts = VdcFacts { vdc: vdc_id, alias, node, site, network, config: network_config, core: handle.clone() };
+        self.workloads.vdc_up(facts).await;
         Ok(handle)
     }
 
@@ -142,6 +147,7 @@ impl Daemon {
     /// Stops serving a VDC and takes its interfaces, namespace and firewall away.
     pub(super) async fn unserve(&self, alias: &Name) -> Result<(), ApiError> {
         let Some(served) = self.vdcs.write().await.remove(alias) else { return Ok(()) };
+        self.workloads.vdc_down(served.vdc).await;
         served.handle.control().shutdown();
         served.tasks.shutdown(SHUTDOWN_DEADLINE).await;
         self.shared.dns.remove_zone(alias.as_str()).await;
@@ -171,7 +177,7 @@ async fn close(namespace: PathBuf) -> Result<(), ApiError> {
         let firewall = Firewall::new(&namespace);
         match firewall.counters() {
             Ok(_) => Ok(()), // there is a table already
-            Err(_) => firewall.load(&meshd_firewall::compile(&vdc_core::nothing_allowed(), &Key([0; 32]), 1, &[])),
+            Err(_) => firewall.load(&meshd_firewall::compile(&vdc_core::nothing_allowed(), &Key([0; 32]), &[], 1, &[])),
         }
     };
     let loaded = tokio::task::spawn_blocking(work).await;

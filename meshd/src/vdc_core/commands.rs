@@ -25,10 +25,15 @@ pub(crate) fn parse_name(field: &str, text: &str) -> Result<Name, ApiError> {
 }
 
 impl Core {
+    /// A name without the VDC's domain behind it.
+    fn short<'a>(&self, text: &'a str) -> &'a str {
+        let suffix = format!(".{}.{}", self.alias, views::TOP_DOMAIN);
+        text.strip_suffix(&suffix).unwrap_or(text)
+    }
+
     /// Resolves a node given as `NODE`, `NODE.SITE`, its DNS name, or part of its key.
     pub(crate) fn find(&self, text: &str) -> Result<&MemberView, ApiError> {
-        let suffix = format!(".{}.{}", self.alias, views::TOP_DOMAIN);
-        let short = text.strip_suffix(&suffix).unwrap_or(text);
+        let short = self.short(text);
         if let Ok(address) = short.parse::<IpAddr>() {
             let owns = |m: &&MemberView| match address {
                 IpAddr::V6(v6) => m.prefix.contains(v6),
@@ -270,7 +275,6 @@ impl Core {
         let spec: api::FlowSpec =
             query.flow.parse().map_err(|e: api::PortSpecError| ApiError::bad_request("flow", e.to_string()))?;
         let model = self
-            .view
             .model()
             .ok_or_else(|| ApiError::new(ErrorCode::Unavailable, "no policy is known yet, so nothing is allowed"))?;
         let destination = self.address_of("destination", &query.destination, None)?;
@@ -281,15 +285,22 @@ impl Core {
         }))
     }
 
-    /// The overlay address that a user means: an address as it is, otherwise a node's, in the family of `like`.
+    /// The overlay address that a user means: an address as it is, otherwise a node's or a workload's, in the family of
+    /// `like`.
     pub(crate) fn address_of(&self, field: &str, text: &str, like: Option<IpAddr>) -> Result<IpAddr, ApiError> {
         if let Ok(address) = text.parse::<IpAddr>() {
             return Ok(address);
         }
-        let member = self.find(text).map_err(|error| ApiError { field: Some(field.to_owned()), ..error })?;
-        Ok(match (like, views::host_ipv4(member)) {
+        let (v6, v4) = match self.find(text) {
+            Ok(member) => (member.prefix.address(HOST), views::host_ipv4(member)),
+            Err(error) => match self.view.find_workload(self.short(text)) {
+                Some((_, workload)) => (workload.v6, workload.ipv4),
+                None => return Err(ApiError { field: Some(field.to_owned()), ..error }),
+            },
+        };
+        Ok(match (like, v4) {
             (Some(IpAddr::V4(_)), Some(v4)) => v4.into(),
-            _ => member.prefix.address(HOST).into(),
+            _ => v6.into(),
         })
     }
 

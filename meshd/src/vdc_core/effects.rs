@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 
 use meshd_control::{DoorClient, DoorTarget};
 use meshd_dns::Zone;
+use meshd_firewall::LocalWorkload;
+use tokio::sync::oneshot;
 use vdc::address::HOST;
 use vdc::invite::{DoorRequest, DoorResponse, Hello, Link, Renew};
 use vdc::policy::Model;
@@ -19,6 +21,7 @@ use super::Core;
 use super::commands::is_public;
 use super::issuing::Signer;
 use super::task::{Done, Job};
+use super::workloads::Loaded;
 use crate::entropy::random;
 use crate::infra;
 use crate::views;
@@ -48,11 +51,13 @@ pub(super) struct Ports {
 #[derive(Debug, Default)]
 pub(super) struct FirewallState {
     /// What the newest table was compiled from.
-    model: Option<Option<Model>>,
+    compiled: Option<(Option<Model>, Vec<LocalWorkload>)>,
     generation: u32,
     in_flight: bool,
     /// A newer table waits for the one in flight.
     waiting: Option<meshd_firewall::Table>,
+    /// Who wants to know when the table in flight is loaded, and who when the waiting one is.
+    told: [Vec<oneshot::Sender<Result<(), String>>>; 2],
     pub(super) error: Option<String>,
 }
 
@@ -77,7 +82,9 @@ impl Core {
         if let Some(newest) = self.view.newest_record_time() {
             self.clock.raise_floor(newest);
         }
-        self.view = Arc::new(self.roster.view(self.clock.now()));
+        let mut view = self.roster.view(self.clock.now());
+        self.tell_view_of_workloads(&mut view);
+        self.view = Arc::new(view);
     }
 
     /// Recomputes what is believed and acts on it. Idempotent; what did not change costs a comparison.
@@ -107,8 +114,10 @@ impl Core {
     }
 
     fn refresh_firewall(&mut self) {
-        let model = self.view.model();
-        if self.firewall_state.model.as_ref() == Some(&model) {
+        let own_key = self.own_key();
+        let model = self.view.model().map(|model| meshd_firewall::relevant(model, &own_key));
+        let compiled = (model, self.local_workloads());
+        if self.firewall_state.compiled.as_ref() == Some(&compiled) {
             return;
         }
         if self.firewall_state.generation == 0 {
@@ -118,12 +127,13 @@ impl Core {
         self.firewall_state.generation = self.firewall_state.generation.wrapping_add(2) | 1;
         let generation = self.firewall_state.generation;
         let table = meshd_firewall::compile(
-            model.as_ref().unwrap_or(&nothing_allowed()),
-            &self.own_key(),
+            compiled.0.as_ref().unwrap_or(&nothing_allowed()),
+            &own_key,
+            &compiled.1,
             generation,
             &[infra::PORT],
         );
-        self.firewall_state.model = Some(model);
+        self.firewall_state.compiled = Some(compiled);
         if self.firewall_state.in_flight {
             self.firewall_state.waiting = Some(table);
         } else {
@@ -149,12 +159,29 @@ impl Core {
         if let Err(error) = &result {
             self.event(api::Severity::Error, "firewall", None, format!("the policy table was not loaded: {error}"));
             // Try again at the next housekeeping, even if nothing changes until then.
-            self.firewall_state.model = None;
+            self.firewall_state.compiled = None;
+        }
+        let [loaded, waiting] = &mut self.firewall_state.told;
+        for teller in std::mem::replace(loaded, std::mem::take(waiting)) {
+            let _ = teller.send(result.clone()); // whoever asked may have gone
         }
         self.firewall_state.error = result.err();
         if let Some(table) = self.firewall_state.waiting.take() {
             self.load_firewall(table);
         }
+    }
+
+    /// When the newest table is loaded; none if it is.
+    pub(super) fn firewall_loaded(&mut self) -> Option<Loaded> {
+        if !self.firewall_state.in_flight && self.firewall_state.error.is_some() {
+            self.refresh_firewall();
+        }
+        if !self.firewall_state.in_flight {
+            return None;
+        }
+        let (teller, loaded) = oneshot::channel();
+        self.firewall_state.told[usize::from(self.firewall_state.waiting.is_some())].push(teller);
+        Some(loaded)
     }
 
     fn refresh_names(&mut self) {
@@ -164,9 +191,19 @@ impl Core {
                 .collect();
             (member.full_name(), addresses)
         });
+        // A node's name comes before a workload's, so no short name of a workload is a node's.
+        let workloads = self.view.reachable().flat_map(|member| {
+            member.workloads.iter().flat_map(move |workload| {
+                let short = workload.has_short_name.then(|| format!("{}.{}", workload.name, member.site_name));
+                let long = format!("{}.{}", workload.name, member.full_name());
+                let addresses: Vec<IpAddr> =
+                    std::iter::once(IpAddr::from(workload.v6)).chain(workload.ipv4.map(IpAddr::from)).collect();
+                short.into_iter().chain([long]).map(move |name| (name, addresses.clone()))
+            })
+        });
         let mut networks = vec![(IpAddr::from(vdc::address::vdc_prefix(&self.view.vdc)), VDC_PREFIX_LENGTH)];
         networks.extend(self.view.ipv4.map(|block| (IpAddr::from(block.network()), block.length())));
-        let zone = Zone { hosts: hosts.collect(), networks };
+        let zone = Zone { hosts: workloads.chain(hosts).collect(), networks };
         let interface = self.data.host_interface_index().map(|index| (index, self.data.host_addresses()));
         self.shared.dns.set_zone(self.alias.as_str(), zone, interface);
     }

@@ -34,7 +34,9 @@ impl Core {
             return Err(ApiError::bad_request("add", "a node can declare at most 256 port ranges"));
         }
         if wanted != normalised(&held) {
-            self.publish(Signer::Node, |view, key| issue::exposure(view, key, wanted.clone()))?;
+            // One record says what the host and what the workloads expose; each change takes the other's part along.
+            let workloads = self.exposed_workloads();
+            self.publish(Signer::Node, |view, key| issue::exposure(view, key, wanted.clone(), workloads.clone()))?;
         }
         let own = self.own().ok_or_else(not_a_member)?;
         Ok(self.with_context(|context| context.exposure(own)))
@@ -42,7 +44,7 @@ impl Core {
 }
 
 /// Ascending, overlapping and adjacent ranges joined.
-fn normalised(ports: &[PortRange]) -> Vec<PortRange> {
+pub(super) fn normalised(ports: &[PortRange]) -> Vec<PortRange> {
     let mut sorted = ports.to_vec();
     sorted.sort();
     let mut joined: Vec<PortRange> = vec![];

@@ -14,12 +14,14 @@ mod issuing;
 mod revoked;
 mod status;
 mod task;
+mod workloads;
 
 pub(crate) use authority::{parse_owner_key, print_owner_key};
 pub(crate) use commands::{Revoked, parse_name};
 pub(crate) use effects::{chain, nothing_allowed};
 pub(crate) use issuing::{Wish, found};
 pub(crate) use task::{Start, id_of, load, no_members, run};
+pub(crate) use workloads::CoreWorkload;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
@@ -177,6 +179,7 @@ pub(crate) struct Core {
     seen: Places,
     caches_dirty: bool,
     renewal: effects::Renewal,
+    workloads: workloads::Workloads,
     in_use: bool,
     /// Whether this node's own tombstone is being spread.
     leaving: bool,

@@ -183,6 +183,7 @@ pub(crate) fn run(start: Start, token: CancellationToken) -> (CoreHandle, impl F
         seen: loaded.seen,
         caches_dirty: false,
         renewal: Renewal::default(),
+        workloads: super::workloads::Workloads::default(),
         in_use,
         leaving: false,
         revocation_noted: false,
@@ -216,6 +217,13 @@ async fn drive(
                 None => std::future::pending().await,
             }
         };
+        let record_due = core.workloads.record_due;
+        let record_timer = async {
+            match record_due {
+                Some(at) => tokio::time::sleep_until(at.into()).await,
+                None => std::future::pending().await,
+            }
+        };
         // cancel-safe: every arm is a queue, a timer, or a set of futures that stay where they are.
         tokio::select! {
             biased;
@@ -225,8 +233,10 @@ async fn drive(
             Some(command) = commands.recv() => command(&mut core),
             Some(done) = jobs.next(), if !jobs.is_empty() => core.handle_done(done),
             () = sync_timer => core.syncer.handle_timeout(&core.roster, Instant::now()),
+            () = record_timer => core.publish_workloads(),
             _ = housekeeping.tick() => {
                 core.refresh();
+                core.publish_workloads();
                 core.open_door();
                 core.publish_contact();
                 core.renew_due();

@@ -21,6 +21,7 @@
 mod addresses;
 mod datapath;
 mod driver;
+mod egress;
 mod mailbox;
 mod metrics;
 mod netlink;
@@ -32,9 +33,11 @@ mod socket;
 mod sys;
 mod tun;
 mod tunnel;
+mod workload_port;
 
 pub use addresses::AddressWatch;
 pub use driver::{DataPlane, DataPlaneConfig, DataPlaneError, VdcConfig, VdcHandle, VdcView};
+pub use egress::{EGRESS_INTERFACE, EgressConfig, egress_interface, ensure_egress, remove_egress};
 pub use metrics::{Counter, Counters};
 pub use netlink::{
     GATEWAY_V4, GATEWAY_V6, HOST_PORT_INTERFACE, MTU_BYTES, MTU_BYTES_MIN, NetworkConfig, NetworkError, VdcNetwork,
@@ -44,3 +47,7 @@ pub use netns::Netns;
 pub use noise::{BoringFactory, BoringNoise};
 pub use socket::{SocketError, SocketOffloads};
 pub use tun::{TUN_INTERFACE, Tun, TunOffloads};
+pub use workload_port::{
+    WORKLOAD_INTERFACE_PREFIX, WorkloadNetns, WorkloadPort, ensure_workload_port, list_workload_ports,
+    remove_workload_port,
+};

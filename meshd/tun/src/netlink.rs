@@ -54,14 +54,14 @@ pub const GATEWAY_V6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
 pub const GATEWAY_V4: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
 
 /// Hardware addresses of the host port, fixed so that neighbours can be permanent (locally administered, "mesh").
-const HOST_SIDE_ADDRESS: [u8; 6] = [0x02, b'm', b'e', b's', b'h', 1];
-const INSIDE_ADDRESS: [u8; 6] = [0x02, b'm', b'e', b's', b'h', 2];
+pub(crate) const HOST_SIDE_ADDRESS: [u8; 6] = [0x02, b'm', b'e', b's', b'h', 1];
+pub(crate) const INSIDE_ADDRESS: [u8; 6] = [0x02, b'm', b'e', b's', b'h', 2];
 
 /// Marks our routes, so that stale ones can be told from an administrator's. Any free value does.
-const ROUTE_PROTOCOL: RouteProtocol = RouteProtocol::Other(109);
+pub(crate) const ROUTE_PROTOCOL: RouteProtocol = RouteProtocol::Other(109);
 
 /// Longest interface name (`IFNAMSIZ` - 1).
-const INTERFACE_NAME_MAX: usize = 15;
+pub(crate) const INTERFACE_NAME_MAX: usize = 15;
 
 /// What a VDC looks like on this node.
 #[derive(Clone, Debug)]
@@ -94,7 +94,7 @@ impl NetworkConfig {
         host_interface(&self.name, &self.vdc)
     }
 
-    fn mtu(&self) -> u32 {
+    pub(crate) fn mtu(&self) -> u32 {
         self.mtu_bytes.max(MTU_BYTES_MIN)
     }
 
@@ -312,7 +312,7 @@ pub(crate) fn with_netlink<T: Send>(
     })
 }
 
-trait Step<T> {
+pub(crate) trait Step<T> {
     fn step(self, step: impl FnOnce() -> String) -> Result<T, NetworkError>;
 }
 
@@ -322,12 +322,12 @@ impl<T> Step<T> for Result<T, rtnetlink::Error> {
     }
 }
 
-fn is_errno(error: &rtnetlink::Error, errno: i32) -> bool {
+pub(crate) fn is_errno(error: &rtnetlink::Error, errno: i32) -> bool {
     matches!(error, rtnetlink::Error::NetlinkError(message) if message.raw_code() == -errno)
 }
 
 /// Sets `net/KEY` of the calling thread's namespace.
-fn ensure_sysctl(key: &str, value: &str) -> Result<(), NetworkError> {
+pub(crate) fn ensure_sysctl(key: &str, value: &str) -> Result<(), NetworkError> {
     let path = format!("/proc/sys/net/{key}");
     let write = || {
         if fs::read_to_string(&path)?.trim() == value {
@@ -339,7 +339,7 @@ fn ensure_sysctl(key: &str, value: &str) -> Result<(), NetworkError> {
 }
 
 /// No address of its own, no router advertisement, no redirect: the interface does only what we say.
-fn ensure_quiet(interface: &str) -> Result<(), NetworkError> {
+pub(crate) fn ensure_quiet(interface: &str) -> Result<(), NetworkError> {
     for (key, value) in [("addr_gen_mode", "1"), ("accept_ra", "0"), ("accept_redirects", "0"), ("accept_dad", "0")] {
         ensure_sysctl(&format!("ipv6/conf/{interface}/{key}"), value)?;
     }
@@ -349,7 +349,7 @@ fn ensure_quiet(interface: &str) -> Result<(), NetworkError> {
     Ok(())
 }
 
-async fn find_link(netlink: &Handle, name: &str) -> Result<Option<LinkMessage>, NetworkError> {
+pub(crate) async fn find_link(netlink: &Handle, name: &str) -> Result<Option<LinkMessage>, NetworkError> {
     let mut links = Box::pin(netlink.link().get().match_name(name).execute());
     match links.try_next().await {
         Ok(link) => Ok(link),
@@ -358,15 +358,15 @@ async fn find_link(netlink: &Handle, name: &str) -> Result<Option<LinkMessage>, 
     }
 }
 
-async fn link_index(netlink: &Handle, name: &str) -> Result<Option<u32>, NetworkError> {
+pub(crate) async fn link_index(netlink: &Handle, name: &str) -> Result<Option<u32>, NetworkError> {
     Ok(find_link(netlink, name).await?.map(|link| link.header.index))
 }
 
-async fn existing_index(netlink: &Handle, name: &str) -> Result<u32, NetworkError> {
+pub(crate) async fn existing_index(netlink: &Handle, name: &str) -> Result<u32, NetworkError> {
     link_index(netlink, name).await?.ok_or_else(|| NetworkError::NoInterface { interface: name.to_owned() })
 }
 
-async fn delete_link(netlink: &Handle, index: u32, name: &str) -> Result<(), NetworkError> {
+pub(crate) async fn delete_link(netlink: &Handle, index: u32, name: &str) -> Result<(), NetworkError> {
     match netlink.link().del(index).execute().await {
         Err(error) if is_errno(&error, libc::ENODEV) => Ok(()),
         result => result.step(|| format!("delete {name}")),
@@ -374,7 +374,7 @@ async fn delete_link(netlink: &Handle, index: u32, name: &str) -> Result<(), Net
 }
 
 /// Whether a host port is this VDC's: it says so, or it was left between being made and being marked.
-fn is_owned(link: &LinkMessage, vdc: &VdcId) -> bool {
+pub(crate) fn is_owned(link: &LinkMessage, vdc: &VdcId) -> bool {
     let alias = link.attributes.iter().find_map(|attribute| match attribute {
         LinkAttribute::IfAlias(alias) => Some(alias.as_str()),
         _ => None,
@@ -388,12 +388,17 @@ fn is_owned(link: &LinkMessage, vdc: &VdcId) -> bool {
 /// The interface alias that says whose a host port is.
 pub(crate) const OWNER_MARK: &str = "meshd VDC ";
 
-fn owner_mark(vdc: &VdcId) -> String {
+pub(crate) fn owner_mark(vdc: &VdcId) -> String {
     format!("{OWNER_MARK}{vdc}")
 }
 
 /// Sets MTU and super-packet size and brings the interface up.
-async fn ensure_up(netlink: &Handle, name: &str, mtu_bytes: u32, queue: Option<u32>) -> Result<u32, NetworkError> {
+pub(crate) async fn ensure_up(
+    netlink: &Handle,
+    name: &str,
+    mtu_bytes: u32,
+    queue: Option<u32>,
+) -> Result<u32, NetworkError> {
     let index = existing_index(netlink, name).await?;
     let mut message = LinkUnspec::new_with_index(index)
         .mtu(mtu_bytes)
@@ -407,12 +412,12 @@ async fn ensure_up(netlink: &Handle, name: &str, mtu_bytes: u32, queue: Option<u
 }
 
 /// Prefix length of a route to one address.
-fn host_length(address: &IpAddr) -> u8 {
+pub(crate) fn host_length(address: &IpAddr) -> u8 {
     if address.is_ipv4() { 32 } else { 128 }
 }
 
 /// Gives the interface exactly these addresses (each as a host route's), without duplicate address detection.
-async fn ensure_addresses(netlink: &Handle, index: u32, wanted: &[IpAddr]) -> Result<(), NetworkError> {
+pub(crate) async fn ensure_addresses(netlink: &Handle, index: u32, wanted: &[IpAddr]) -> Result<(), NetworkError> {
     let present: Vec<_> = netlink
         .address()
         .get()
@@ -441,7 +446,7 @@ async fn ensure_addresses(netlink: &Handle, index: u32, wanted: &[IpAddr]) -> Re
     Ok(())
 }
 
-async fn ensure_neighbour(
+pub(crate) async fn ensure_neighbour(
     netlink: &Handle,
     index: u32,
     address: IpAddr,

@@ -2,6 +2,7 @@
 
 use async_trait::async_trait;
 use futures::stream::BoxStream;
+use tokio::io::{AsyncRead, AsyncWrite};
 use vdc_api::{
     ApiError, BlockCreate, BlockList, BlockView, ConnectRequest, Connected, EventList, EventView, EventsQuery,
     ExplainQuery, Explanation, ExposureChange, ExposureList, ExposureView, GrantChange, Health, InviteCreate,
@@ -10,10 +11,18 @@ use vdc_api::{
     Status, StatusQuery, VdcCreate, VdcCreated, VdcList, VdcRecover, VdcRecovered, VdcView, Version,
 };
 
-use crate::Caller;
+use crate::{Caller, WorkloadBackend};
 
 /// The items of a stream. An error is told to the client and ends the stream.
 pub type Items<T> = BoxStream<'static, Result<T, ApiError>>;
+
+/// Bytes both ways between a client and what it asked for.
+pub type Pipe = Box<dyn Duplex>;
+
+/// What a [`Pipe`] is made of.
+pub trait Duplex: AsyncRead + AsyncWrite + Send + Unpin + 'static {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin + 'static> Duplex for T {}
 
 /// Who asks for a change, and under which id it stands in the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,7 +40,7 @@ pub struct Call {
 /// Methods with a [`Call`] are never dropped half-way, except when a shutdown outlasts its deadline. All others, and
 /// their streams, are dropped when the client goes away.
 #[async_trait]
-pub trait Backend: Send + Sync + 'static {
+pub trait Backend: WorkloadBackend {
     async fn version(&self) -> Result<Version, ApiError>;
     async fn health(&self) -> Result<Health, ApiError>;
     async fn status(&self, query: StatusQuery) -> Result<Status, ApiError>;

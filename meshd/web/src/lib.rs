@@ -23,8 +23,11 @@ mod request;
 mod route;
 mod routes;
 mod serve;
+mod upgrade;
+mod workloads;
 
-pub use backend::{Backend, Call, Items};
+pub use backend::{Backend, Call, Duplex, Items, Pipe};
 pub use caller::{Access, Caller};
 pub use listen::{ListenError, Listener, WebConfig};
 pub use serve::{Limits, serve};
+pub use workloads::WorkloadBackend;

@@ -12,6 +12,7 @@ use axum::http::{Request, Response};
 use axum::routing::{MethodFilter, on};
 use axum::{Extension, Router};
 use futures::{FutureExt, StreamExt};
+use hyper::upgrade::OnUpgrade;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::{Semaphore, mpsc, oneshot};
@@ -19,10 +20,11 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{Instrument, debug, debug_span, info, warn};
-use vdc_api::{ApiError, Endpoint, ErrorCode, Method, endpoint};
+use vdc_api::{ApiError, Endpoint, ErrorCode, Method, STREAM_PROTOCOL, endpoint};
 
 use crate::request::{parse_body, parse_query, read_body};
-use crate::{Access, Backend, Call, Caller, Items, Limits, reply};
+use crate::upgrade::{self, wanted as wanted_upgrade};
+use crate::{Access, Backend, Call, Caller, Items, Limits, Pipe, reply};
 
 /// Events of a detached stream that wait for a slow client. A client that lets more pile up loses its stream, not its
 /// operation. An event is below 4 KiB: at most 1 MiB a stream.
@@ -35,6 +37,8 @@ pub(crate) struct Shared {
     pub(crate) limits: Limits,
     pub(crate) requests: Arc<Semaphore>,
     pub(crate) streams: Arc<Semaphore>,
+    /// Connections that became something else.
+    pub(crate) upgrades: Arc<Semaphore>,
     /// Work that outlives its client.
     pub(crate) detached: TaskTracker,
     pub(crate) stop: CancellationToken,
@@ -45,6 +49,8 @@ pub(crate) struct Ctx {
     pub(crate) backend: Arc<dyn Backend>,
     pub(crate) call: Call,
     parts: Vec<String>,
+    /// The connection, if the client wants it to become [`STREAM_PROTOCOL`].
+    upgrade: Option<OnUpgrade>,
 }
 
 impl Ctx {
@@ -123,6 +129,35 @@ impl Routes {
         })
     }
 
+    /// An operation whose connection becomes a pipe to what the backend opens. Hanging up ends both.
+    pub(crate) fn upgrade<Q, B, F, Fut>(self, endpoint: Endpoint<Q, B, String>, run: F) -> Self
+    where
+        Q: DeserializeOwned + Send + 'static,
+        B: DeserializeOwned + Send + 'static,
+        F: Fn(Ctx, Q, B) -> Fut + Clone + Send + Sync + 'static,
+        Fut: Future<Output = Result<Pipe, ApiError>> + Send + 'static,
+    {
+        self.route(endpoint, move |shared, mut ctx, query, body| {
+            let permit = Arc::clone(&shared.upgrades).try_acquire_owned();
+            let connection = ctx.upgrade.take();
+            let run = run.clone();
+            async move {
+                let connection = connection.ok_or_else(|| {
+                    ApiError::new(ErrorCode::UpgradeRequired, "this operation needs the connection for itself")
+                        .hint(format!("send `Connection: upgrade` and `Upgrade: {STREAM_PROTOCOL}`"))
+                })?;
+                let permit = permit.map_err(|_| busy("too many programs are attached to"))?;
+                let pipe = to_end(&shared, endpoint.method, run(ctx, query, body)).await?;
+                let splice = upgrade::splice(connection, pipe, shared.stop.clone());
+                drop(shared.detached.spawn(async move {
+                    splice.await;
+                    drop(permit);
+                }));
+                Ok(upgrade::switching())
+            }
+        })
+    }
+
     fn route<Q, B, R, F, Fut>(self, endpoint: Endpoint<Q, B, R>, answer: F) -> Self
     where
         Q: DeserializeOwned + Send + 'static,
@@ -138,7 +173,7 @@ impl Routes {
         let handler = move |State(shared): State<Arc<Shared>>,
                             Extension(call): Extension<Call>,
                             parts: Result<RawPathParams, RawPathParamsRejection>,
-                            request: Request<Body>| {
+                            mut request: Request<Body>| {
             let answer = answer.clone();
             async move {
                 let started = Instant::now();
@@ -149,7 +184,8 @@ impl Routes {
                     let parts =
                         parts.map_err(|_| ApiError::new(ErrorCode::BadRequest, "the path is not UTF-8 text"))?;
                     let parts = parts.iter().map(|(_, part)| part.to_owned()).collect();
-                    let ctx = Ctx { backend: Arc::clone(&shared.backend), call: call.clone(), parts };
+                    let upgrade = wanted_upgrade(&mut request);
+                    let ctx = Ctx { backend: Arc::clone(&shared.backend), call: call.clone(), parts, upgrade };
                     let (query, body) = read(&shared, request).await?;
                     answer(Arc::clone(&shared), ctx, query, body).await
                 };

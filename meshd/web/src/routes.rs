@@ -15,6 +15,8 @@ pub(crate) fn router(shared: Arc<Shared>) -> Router {
     let routes = Routes(Router::new());
     let routes = of_the_node(routes);
     let routes = of_a_vdc(routes);
+    let routes = of_workloads(routes);
+    let routes = of_images(routes);
     routes.0.fallback(no_such_path).method_not_allowed_fallback(no_such_method).with_state(shared)
 }
 
@@ -75,6 +77,58 @@ fn of_a_vdc(routes: Routes) -> Routes {
         .json(endpoint::BLOCK_CREATE, |c, (), body| async move { c.backend.block_create(&c.call, c.vdc(), body).await })
         .json(endpoint::BLOCK_LIFT, |c, (), ()| async move { c.backend.block_lift(&c.call, c.vdc(), c.id()).await })
         .json(endpoint::EXPLAIN, |c, query, ()| async move { c.backend.explain(c.vdc(), query).await })
+}
+
+fn of_workloads(routes: Routes) -> Routes {
+    routes
+        .stream(endpoint::WORKLOAD_RUN, OnHangUp::RunToEnd, |c, (), body| async move {
+            c.backend.workload_run(&c.call, c.vdc(), body).await
+        })
+        .json(endpoint::WORKLOAD_LIST, |c, (), ()| async move { c.backend.workload_list(c.vdc()).await })
+        .json(endpoint::WORKLOAD_SHOW, |c, (), ()| async move { c.backend.workload_show(c.vdc(), c.id()).await })
+        .json(
+            endpoint::WORKLOAD_START,
+            |c, (), ()| async move { c.backend.workload_start(&c.call, c.vdc(), c.id()).await },
+        )
+        .json(endpoint::WORKLOAD_STOP, |c, (), body| async move {
+            c.backend.workload_stop(&c.call, c.vdc(), c.id(), body).await
+        })
+        .json(endpoint::WORKLOAD_SIGNAL, |c, (), body| async move {
+            c.backend.workload_signal(&c.call, c.vdc(), c.id(), body).await
+        })
+        .json(endpoint::WORKLOAD_REMOVE, |c, query, ()| async move {
+            c.backend.workload_remove(&c.call, c.vdc(), c.id(), query).await
+        })
+        .json(
+            endpoint::WORKLOAD_WAIT,
+            |c, query, ()| async move { c.backend.workload_wait(c.vdc(), c.id(), query).await },
+        )
+        .stream(endpoint::WORKLOAD_LOGS, OnHangUp::Drop, |c, query, ()| async move {
+            c.backend.workload_logs(c.vdc(), c.id(), query).await
+        })
+        .stream(endpoint::WORKLOAD_STATS, OnHangUp::Drop, |c, query, ()| async move {
+            c.backend.workload_stats(c.vdc(), c.id(), query).await
+        })
+        .upgrade(endpoint::WORKLOAD_EXEC, |c, (), body| async move {
+            c.backend.workload_exec(&c.call, c.vdc(), c.id(), body).await
+        })
+        .upgrade(endpoint::WORKLOAD_ATTACH, |c, (), body| async move {
+            c.backend.workload_attach(&c.call, c.vdc(), c.id(), body).await
+        })
+        .upgrade(endpoint::WORKLOAD_COPY, |c, (), body| async move {
+            c.backend.workload_copy(&c.call, c.vdc(), c.id(), body).await
+        })
+}
+
+fn of_images(routes: Routes) -> Routes {
+    routes
+        .json(endpoint::IMAGE_LIST, |c, (), ()| async move { c.backend.image_list(c.vdc()).await })
+        .stream(endpoint::IMAGE_PULL, OnHangUp::RunToEnd, |c, (), body| async move {
+            c.backend.image_pull(&c.call, c.vdc(), body).await
+        })
+        .json(endpoint::IMAGE_TAG, |c, (), body| async move { c.backend.image_tag(&c.call, c.vdc(), body).await })
+        .json(endpoint::IMAGE_REMOVE, |c, (), ()| async move { c.backend.image_remove(&c.call, c.vdc(), c.id()).await })
+        .json(endpoint::IMAGE_CLEAN, |c, (), ()| async move { c.backend.image_clean(&c.call, c.vdc()).await })
 }
 
 async fn no_such_path(Extension(call): Extension<Call>, request: Request<Body>) -> Response<Body> {

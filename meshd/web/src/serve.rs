@@ -40,6 +40,8 @@ pub struct Limits {
     pub requests_max: usize,
     /// Streams being sent; further ones are refused as busy.
     pub streams_max: usize,
+    /// Connections that became pipes; further ones are refused as busy.
+    pub upgrades_max: usize,
     /// For a request's head to arrive, and for an idle connection to stay.
     pub head_time: Duration,
     /// For a request's body to arrive.
@@ -56,6 +58,7 @@ impl Default for Limits {
             connections_max: 128,
             requests_max: 64,
             streams_max: 32,
+            upgrades_max: 64,
             head_time: Duration::from_secs(15),
             body_time: Duration::from_secs(10),
             request_time: Duration::from_secs(60),
@@ -86,6 +89,7 @@ pub async fn serve(listener: Listener, backend: Arc<dyn Backend>, shutdown: Canc
         limits,
         requests: Arc::new(Semaphore::new(limits.requests_max)),
         streams: Arc::new(Semaphore::new(limits.streams_max)),
+        upgrades: Arc::new(Semaphore::new(limits.upgrades_max)),
         detached: detached.clone(),
         stop: stop.clone(),
     }));
@@ -150,7 +154,8 @@ async fn connection(stream: UnixStream, router: Router, ids: Arc<RequestIds>, li
         .timer(TokioTimer::new())
         .header_read_timeout(limits.head_time)
         .max_buf_size(HEAD_BYTES_MAX)
-        .serve_connection(TokioIo::new(stream), service);
+        .serve_connection(TokioIo::new(stream), service)
+        .with_upgrades();
     let mut connection = pin!(connection);
     let ended = tokio::select! {
         // cancel-safe: the connection is polled on below.

@@ -19,6 +19,8 @@ use vdc::{
     Body, Hash, InviteId, Ipv4Block, Key, Name, Office, Role, Signed, SigningKey, SiteNumber, UnixTime, VdcId, WgKey,
     codec, peer, policy, sync,
 };
+use workloads_wire::message::{self, Command, Config, Event, Exec, Exit, HealthCheck, HealthState, Held, Phase};
+use workloads_wire::{frame, log};
 
 const VDC: VdcId = VdcId([7; 32]);
 const NOW: UnixTime = UnixTime(1_790_000_000);
@@ -38,6 +40,7 @@ fn main() -> std::io::Result<()> {
     binary("invite-state", &invite_states(&owner))?;
     binary("roster", &histories())?;
     overlay()?;
+    shim()?;
     text("name", &["paris", "a", "berlin-1"], &["", "Paris", "-a", "a.b"])?;
     text(
         "ipv4-block",
@@ -47,6 +50,50 @@ fn main() -> std::io::Result<()> {
     text("key", &[&"5a".repeat(32)], &["5a", &"zz".repeat(32)])?;
     text("port-spec", &["80", "443/tcp", "8000-8010/udp"], &["0", "80/sctp", "9-1", "+80"])?;
     text("flow-spec", &["icmp", "53/udp"], &["ICMP", "1-2"])
+}
+
+fn shim() -> std::io::Result<()> {
+    let exit = Exit { code: 137, signal: Some(9), oom_killed: true, at_ms: 1_790_000_000_000, start_failed: false };
+    let args = || vec![ByteVec::from(b"/bin/true".to_vec())];
+    let exec = Exec { args: args(), user: Some((1, 2, vec![3])), tty: Some((24, 80)), ..Exec::default() };
+    let health = HealthCheck { args: args(), interval_ms: 30_000, timeout_ms: 1_000, retries: 3, start_period_ms: 0 };
+    let config = Config {
+        id: "0".repeat(32),
+        filter: vec![6, 0, 0, 0, 0, 0, 0xff, 0x7f],
+        held: vec![Held { address: None, port: 80, udp: false }],
+        health: Some(health),
+        ..Config::default()
+    };
+    let state = Event::State {
+        phase: Phase::Exited,
+        pid: Some(7),
+        generation: 1,
+        started_ms: Some(1),
+        health: Some(HealthState::Starting),
+        exit: Some(exit.clone()),
+    };
+    binary(
+        "shim-command",
+        &[
+            ("stop", message::encode(&Command::Stop { signal: 15, grace_ms: 10_000 })),
+            ("exec", message::encode(&Command::Exec(exec))),
+            ("reap", message::encode(&Command::Reap)),
+        ],
+    )?;
+    binary("shim-config", &[("all", message::encode(&config))])?;
+    binary(
+        "shim-event",
+        &[("state", message::encode(&state)), ("attached", message::encode(&Event::Attached { token: [7; 16] }))],
+    )?;
+    binary("shim-exit", &[("killed", message::encode(&exit))])?;
+    let mut framed = Vec::new();
+    frame::encode(frame::Kind::Resize, &[0, 24, 0, 80], &mut framed);
+    binary("stream-frame", &[("resize", framed)])?;
+    let mut logged = Vec::new();
+    let record =
+        log::Record { stream: log::Stream::Stderr, partial: true, unix_ns: 1, sequence: 2, text: b"half a line" };
+    log::encode(&record, &mut logged);
+    binary("log-record", &[("partial", logged)])
 }
 
 fn overlay() -> std::io::Result<()> {
@@ -271,7 +318,7 @@ fn histories() -> Vec<(&'static str, Vec<u8>)> {
         codec::encode(&statements)
     };
     let port = PortRange { protocol: Protocol::Udp, first: 1, last: 9 };
-    let exposure = Body::Exposure(Exposure { node: key(4), serial: 1, ports: vec![port] });
+    let exposure = Body::Exposure(Exposure { node: key(4), serial: 1, ports: vec![port], workloads: vec![] });
     vec![
         (
             "displaced",

@@ -8,11 +8,14 @@ use utoipa::openapi::{RefOr, Schema};
 use utoipa::{IntoParams, PartialSchema, ToSchema};
 
 use crate::{
-    BlockCreate, BlockList, BlockView, ConnectRequest, Connected, EventList, EventView, EventsQuery, ExplainQuery,
-    Explanation, ExposureChange, ExposureList, ExposureView, GrantChange, Health, InviteCreate, InviteCreated,
-    InviteList, InviteView, IssuedList, IssuedQuery, JoinEvent, JoinRequest, LeaveRequest, Left, NodeList, NodeRevoke,
-    NodeRevoked, NodeView, PeerList, PingEvent, PingQuery, Renewed, SiteAdd, SiteAdded, SiteList, Status, StatusQuery,
-    VdcCreate, VdcCreated, VdcList, VdcRecover, VdcRecovered, VdcView, Version,
+    AttachRequest, BlockCreate, BlockList, BlockView, ConnectRequest, Connected, CopyRequest, EventList, EventView,
+    EventsQuery, ExecRequest, ExplainQuery, Explanation, ExposureChange, ExposureList, ExposureView, GrantChange,
+    Health, ImageList, ImagePull, ImageTag, ImageView, ImagesFreed, InviteCreate, InviteCreated, InviteList,
+    InviteView, IssuedList, IssuedQuery, JoinEvent, JoinRequest, LeaveRequest, Left, LogEvent, LogsQuery, NodeList,
+    NodeRevoke, NodeRevoked, NodeView, PeerList, PingEvent, PingQuery, PullEvent, RemoveQuery, Renewed, RunEvent,
+    SignalRequest, SiteAdd, SiteAdded, SiteList, StatsEvent, StatsQuery, Status, StatusQuery, StopRequest, VdcCreate,
+    VdcCreated, VdcList, VdcRecover, VdcRecovered, VdcView, Version, WaitQuery, Waited, WorkloadList, WorkloadRemoved,
+    WorkloadRun, WorkloadView,
 };
 
 /// How an operation is called.
@@ -57,6 +60,8 @@ pub enum Reply {
     Stream,
     /// Text for another standard's readers.
     Text,
+    /// The connection becomes [`crate::STREAM_PROTOCOL`].
+    Upgrade,
 }
 
 /// One operation: `Q` is its query, `B` its request body, `R` its response or stream item; `()` where there is none.
@@ -259,6 +264,44 @@ endpoints! {
     BLOCK_LIFT = block_lift: Delete "/v1/vdcs/{vdc}/blocks/{block}" => Json BlockView;
     /// How a flow would be judged, and by which record
     EXPLAIN = explain: Get "/v1/vdcs/{vdc}/explain" ? ExplainQuery => Json Explanation;
+    /// Run a container
+    WORKLOAD_RUN = workload_run: Post "/v1/vdcs/{vdc}/workloads", WorkloadRun => Stream RunEvent;
+    /// The workloads of this node
+    WORKLOAD_LIST = workload_list: Get "/v1/vdcs/{vdc}/workloads" => Json WorkloadList;
+    /// One workload
+    WORKLOAD_SHOW = workload_show: Get "/v1/vdcs/{vdc}/workloads/{workload}" => Json WorkloadView;
+    /// Start a stopped workload
+    WORKLOAD_START = workload_start: Post "/v1/vdcs/{vdc}/workloads/{workload}/start" => Json WorkloadView;
+    /// Stop a workload
+    WORKLOAD_STOP = workload_stop: Post "/v1/vdcs/{vdc}/workloads/{workload}/stop", StopRequest => Json WorkloadView;
+    /// Send a signal to a workload's first process
+    WORKLOAD_SIGNAL = workload_signal: Post "/v1/vdcs/{vdc}/workloads/{workload}/signal", SignalRequest
+        => Json WorkloadView;
+    /// Remove a workload and what it wrote
+    WORKLOAD_REMOVE = workload_remove: Delete "/v1/vdcs/{vdc}/workloads/{workload}" ? RemoveQuery
+        => Json WorkloadRemoved;
+    /// Wait until a workload ends
+    WORKLOAD_WAIT = workload_wait: Get "/v1/vdcs/{vdc}/workloads/{workload}/wait" ? WaitQuery => Json Waited;
+    /// What a workload wrote
+    WORKLOAD_LOGS = workload_logs: Get "/v1/vdcs/{vdc}/workloads/{workload}/logs" ? LogsQuery => Stream LogEvent;
+    /// What a workload uses
+    WORKLOAD_STATS = workload_stats: Get "/v1/vdcs/{vdc}/workloads/{workload}/stats" ? StatsQuery => Stream StatsEvent;
+    /// Run one more program in a workload
+    WORKLOAD_EXEC = workload_exec: Post "/v1/vdcs/{vdc}/workloads/{workload}/exec", ExecRequest => Upgrade String;
+    /// Join the streams of a workload's program
+    WORKLOAD_ATTACH = workload_attach: Post "/v1/vdcs/{vdc}/workloads/{workload}/attach", AttachRequest => Upgrade String;
+    /// Copy files out of a workload or into it
+    WORKLOAD_COPY = workload_copy: Post "/v1/vdcs/{vdc}/workloads/{workload}/copy", CopyRequest => Upgrade String;
+    /// The images of this node
+    IMAGE_LIST = image_list: Get "/v1/vdcs/{vdc}/images" => Json ImageList;
+    /// Get an image
+    IMAGE_PULL = image_pull: Post "/v1/vdcs/{vdc}/images", ImagePull => Stream PullEvent;
+    /// Give an image one more name
+    IMAGE_TAG = image_tag: Post "/v1/vdcs/{vdc}/images/tag", ImageTag => Json ImageView;
+    /// Take a name from an image, and the image away with its last
+    IMAGE_REMOVE = image_remove: Delete "/v1/vdcs/{vdc}/images/{image}" => Json ImagesFreed;
+    /// Remove what no name and no workload needs
+    IMAGE_CLEAN = image_clean: Post "/v1/vdcs/{vdc}/images/clean" => Json ImagesFreed;
 }
 
 #[cfg(test)]

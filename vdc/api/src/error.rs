@@ -24,6 +24,8 @@ pub enum ErrorCode {
     Conflict,
     TooLarge,
     UnsupportedMediaType,
+    /// The operation needs the connection for itself (HTTP's `Upgrade`).
+    UpgradeRequired,
     /// This node is in no VDC.
     NoVdc,
     /// This node is in several VDCs and the request names none.
@@ -39,6 +41,23 @@ pub enum ErrorCode {
     ClockSkew,
     /// Another node was needed and could not be reached.
     Unreachable,
+    /// There is no such image here, or the registry has none of that name.
+    ImageNotFound,
+    /// The image is damaged, not what its digest says, or nothing that can be run here.
+    ImageInvalid,
+    RegistryUnreachable,
+    /// The registry wants other credentials, or none help.
+    RegistryDenied,
+    /// The image has no such user or group.
+    UnknownUser,
+    /// Somebody else serves the port of the host.
+    PortTaken,
+    /// The workload does not run.
+    NotRunning,
+    /// The image has no such program.
+    ProgramNotFound,
+    /// The program cannot be executed.
+    ProgramNotExecutable,
     /// The state directory is full or cannot be written.
     Storage,
     /// The operating system does not let the daemon do what is needed (no TUN, no nftables, port in use).
@@ -60,21 +79,29 @@ impl ErrorCode {
     #[must_use]
     pub fn status(self) -> u16 {
         match self {
-            Self::BadRequest | Self::InviteInvalid => 400,
-            Self::PermissionDenied | Self::Refused | Self::OwnerKeyNeeded => 403,
-            Self::NotFound => 404,
+            Self::BadRequest
+            | Self::InviteInvalid
+            | Self::ImageInvalid
+            | Self::UnknownUser
+            | Self::ProgramNotFound
+            | Self::ProgramNotExecutable => 400,
+            Self::PermissionDenied | Self::Refused | Self::OwnerKeyNeeded | Self::RegistryDenied => 403,
+            Self::NotFound | Self::ImageNotFound => 404,
             Self::MethodNotAllowed => 405,
             Self::Conflict
             | Self::NoVdc
             | Self::AmbiguousVdc
             | Self::AmbiguousName
             | Self::InviteUsed
+            | Self::PortTaken
+            | Self::NotRunning
             | Self::ClockSkew => 409,
             Self::InviteExpired | Self::InviteRevoked => 410,
             Self::TooLarge => 413,
             Self::UnsupportedMediaType => 415,
+            Self::UpgradeRequired => 426,
             Self::Internal | Self::System | Self::Unknown => 500,
-            Self::Unreachable => 502,
+            Self::Unreachable | Self::RegistryUnreachable => 502,
             Self::Busy | Self::Unavailable => 503,
             Self::Timeout => 504,
             Self::Storage => 507,
@@ -94,6 +121,7 @@ impl ErrorCode {
             Self::Conflict => "conflict",
             Self::TooLarge => "too-large",
             Self::UnsupportedMediaType => "unsupported-media-type",
+            Self::UpgradeRequired => "upgrade-required",
             Self::NoVdc => "no-vdc",
             Self::AmbiguousVdc => "ambiguous-vdc",
             Self::AmbiguousName => "ambiguous-name",
@@ -103,6 +131,15 @@ impl ErrorCode {
             Self::InviteRevoked => "invite-revoked",
             Self::ClockSkew => "clock-skew",
             Self::Unreachable => "unreachable",
+            Self::ImageNotFound => "image-not-found",
+            Self::ImageInvalid => "image-invalid",
+            Self::RegistryUnreachable => "registry-unreachable",
+            Self::RegistryDenied => "registry-denied",
+            Self::UnknownUser => "unknown-user",
+            Self::PortTaken => "port-taken",
+            Self::NotRunning => "not-running",
+            Self::ProgramNotFound => "program-not-found",
+            Self::ProgramNotExecutable => "program-not-executable",
             Self::Storage => "storage",
             Self::System => "system",
             Self::Busy => "busy",
@@ -215,6 +252,7 @@ mod tests {
             ErrorCode::Conflict,
             ErrorCode::TooLarge,
             ErrorCode::UnsupportedMediaType,
+            ErrorCode::UpgradeRequired,
             ErrorCode::NoVdc,
             ErrorCode::AmbiguousVdc,
             ErrorCode::AmbiguousName,
@@ -224,6 +262,15 @@ mod tests {
             ErrorCode::InviteRevoked,
             ErrorCode::ClockSkew,
             ErrorCode::Unreachable,
+            ErrorCode::ImageNotFound,
+            ErrorCode::ImageInvalid,
+            ErrorCode::RegistryUnreachable,
+            ErrorCode::RegistryDenied,
+            ErrorCode::UnknownUser,
+            ErrorCode::PortTaken,
+            ErrorCode::NotRunning,
+            ErrorCode::ProgramNotFound,
+            ErrorCode::ProgramNotExecutable,
             ErrorCode::Storage,
             ErrorCode::System,
             ErrorCode::Busy,

@@ -22,6 +22,7 @@ mod authority;
 pub mod endpoint;
 mod error;
 mod event;
+mod image;
 mod invite;
 mod join;
 mod meta;
@@ -36,11 +37,13 @@ mod site;
 mod status;
 mod time;
 mod vdc;
+mod workload;
 
 pub use authority::{IssuedList, IssuedQuery, IssuedView, OwnerKey, VdcRecover, VdcRecovered};
 pub use endpoint::{Endpoint, Method, Reply};
 pub use error::{ApiError, ErrorBody, ErrorCode};
 pub use event::{EventList, EventView, EventsQuery, Severity};
+pub use image::{ImageList, ImagePull, ImageTag, ImageView, ImagesFreed, PullEvent};
 pub use invite::{
     InviteCreate, InviteCreated, InviteList, InviteState, InviteView, Reachability, ReachabilityVerdict, RedemptionView,
 };
@@ -59,8 +62,16 @@ pub use policy::{
 pub use port::{FlowSpec, PortSpec, PortSpecError, Transport};
 pub use site::{SiteAdd, SiteAdded, SiteList, SiteView};
 pub use status::{DataPathView, DnsState, DnsView, ListenView, RosterView, Status, StatusQuery, VdcStatus};
-pub use time::rfc3339;
+pub use time::{parse_rfc3339, rfc3339, rfc3339_ns};
 pub use vdc::{NotServedView, RecoveryKey, VdcCreate, VdcCreated, VdcList, VdcView};
+pub use workload::{
+    AttachRequest, CopyDirection, CopyRequest, DegradedView, ExecRequest, ExitReason, ExitView, HealthSpec,
+    HealthStatus, LogEvent, LogStream, LogsQuery, Phase, PullPolicy, PullProgress, RegistryAccess, RemoveQuery,
+    RestartPolicy, RunEvent, SignalRequest, StatsEvent, StatsQuery, StopRequest, TerminalSize, WAIT_S_MAX, WaitQuery,
+    Waited, WorkloadList, WorkloadRemoved, WorkloadRun, WorkloadView,
+};
+/// Frames of an upgraded connection, both directions: what `exec`, `attach` and `copy` speak.
+pub use workloads_wire::frame;
 
 /// Stands for a VDC's name in a path: the only VDC of this node, or else the one in use (`meshctl vdc use`).
 pub const DEFAULT_VDC: &str = "-";
@@ -77,6 +88,8 @@ pub const MEDIA_JSON: &str = "application/json";
 pub const MEDIA_SSE: &str = "text/event-stream";
 /// Media type of the metrics.
 pub const MEDIA_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+/// What the connection of an operation with [`Reply::Upgrade`] becomes (RFC 9110 §7.8): [`frame`]s both ways.
+pub const STREAM_PROTOCOL: &str = "meshd-stream/1";
 /// Header that carries the id of a request; it stands in the daemon's log too.
 pub const REQUEST_ID_HEADER: &str = "x-request-id";
 /// Name of the stream event that carries an [`ErrorBody`] and ends the stream.

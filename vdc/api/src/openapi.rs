@@ -74,18 +74,26 @@ fn describe(operation: &Operation) -> OperationBuilder {
         Reply::Json => MEDIA_JSON,
         Reply::Stream => MEDIA_SSE,
         Reply::Text if operation.path == endpoint::METRICS.path => MEDIA_METRICS,
-        Reply::Text => MEDIA_JSON,
+        Reply::Text | Reply::Upgrade => MEDIA_JSON,
     };
     let description = match operation.reply {
         Reply::Stream => {
             "Server-Sent Events; the data of each is one value of this schema, of an `error` event an ErrorBody"
         }
+        Reply::Upgrade => {
+            "The connection speaks meshd-stream/1 from here on: frames of a kind byte, a length in four bytes, big endian, and so many bytes"
+        }
         Reply::Json | Reply::Text => "Success",
+    };
+    let success = ResponseBuilder::new().description(description);
+    let (code, success) = match operation.reply {
+        Reply::Upgrade => ("101", success),
+        Reply::Json | Reply::Stream | Reply::Text => ("200", success.content(media, reference(&response))),
     };
     let mut builder = OperationBuilder::new()
         .operation_id(Some(operation.id))
         .summary(Some(operation.summary))
-        .response("200", ResponseBuilder::new().description(description).content(media, reference(&response)))
+        .response(code, success)
         .response(
             "default",
             ResponseBuilder::new().description("Failure").content(

@@ -16,9 +16,9 @@ use crate::address::NodePrefix;
 use crate::policy::Document;
 use crate::record::{
     Authority, Block, BlockMatch, Body, Contact, ContactAddress, Delegation, Estate, Exposure, Genesis, Grant, Member,
-    Policy, PortRange, Role, Site, Tombstone,
+    PLAIN_RECORD_BYTES_MAX, Policy, PortRange, Role, Site, Tombstone, WorkloadExposure,
 };
-use crate::{Hash, Ipv4Block, Key, Name, Office, Signed, SigningKey, SiteNumber, UnixTime, VdcId, WgKey};
+use crate::{Hash, Ipv4Block, Key, Name, Office, Signed, SigningKey, SiteNumber, UnixTime, VdcId, WgKey, codec};
 
 /// How long a member record lasts before it must be renewed.
 pub const MEMBER_LIFETIME: Duration = Duration::from_secs(24 * 3600);
@@ -28,6 +28,9 @@ pub const DELEGATION_LIFETIME: Duration = Duration::from_secs(365 * 24 * 3600);
 pub const SITE_IPV4_LENGTH: u8 = 20;
 /// Prefix length of a node's IPv4 block: the host and 13 workloads.
 pub const NODE_IPV4_LENGTH: u8 = 28;
+
+/// What a record of one signature has around its body, at most: keys, office, number and signature are below 200 bytes.
+const ENVELOPE_BYTES_MAX: usize = 256;
 
 /// How [`IssueError::RankTooLow`] names an admin: only the owners close one.
 pub const RANK_ADMIN: &str = "an admin";
@@ -393,15 +396,32 @@ pub fn contact(
     Draft::checked(under, Body::Contact(Contact { node: *node, serial, addresses, door_port }))
 }
 
-/// Says at which ports the node itself may be reached. Overlapping and adjacent ranges are joined.
+/// Says at which ports the node itself may be reached, and what its workloads are. Overlapping and adjacent ranges are
+/// joined.
 ///
 /// # Errors
-/// [`IssueError::NotMember`] unless the node is a member that was not revoked.
-pub fn exposure(view: &View, node: &Key, ports: Vec<PortRange>) -> Result<Draft, IssueError> {
+/// [`IssueError::NotMember`] unless the node is a member that was not revoked; [`IssueError::TooLong`] if it is more than
+/// a record may say.
+pub fn exposure(
+    view: &View,
+    node: &Key,
+    ports: Vec<PortRange>,
+    mut workloads: Vec<WorkloadExposure>,
+) -> Result<Draft, IssueError> {
     let under = own_office(view, node)?;
     let serial = serial(view, SERIAL_EXPOSURE, &node.0)?;
     let ports = joined_ranges(ports);
-    Draft::checked(under, Body::Exposure(Exposure { node: *node, serial, ports }))
+    workloads.sort_by(|a, b| a.name.cmp(&b.name));
+    for workload in &mut workloads {
+        workload.ports = joined_ranges(std::mem::take(&mut workload.ports));
+        workload.labels.sort();
+        workload.labels.dedup();
+    }
+    let body = Body::Exposure(Exposure { node: *node, serial, ports, workloads });
+    if codec::encode(&body).len() > PLAIN_RECORD_BYTES_MAX - ENVELOPE_BYTES_MAX {
+        return Err(IssueError::TooLong("the workloads' names, ports and labels are too many for one record"));
+    }
+    Draft::checked(under, body)
 }
 
 /// The node leaves by itself. It may come back with a new invite.

@@ -62,6 +62,7 @@ impl<'a> Judge<'a> {
         let mut members = self.members(claims, &sites, &admins, &tombstones, &registrars, grace);
         self.settle_names(&mut members);
         self.settle_addresses(&mut members, &sites);
+        self.clashes.extend(super::workloads::settle(&mut members, None));
         let blocks = self.blocks(&members);
         let genesis = self.roster.genesis();
         self.clashes.sort();
@@ -313,6 +314,7 @@ impl<'a> Judge<'a> {
                     exposure: exposure.map(|r| r.hash()),
                     tombstone: chosen.ended_by,
                 },
+                workloads: vec![],
                 contact: contact.cloned(),
                 exposure: exposure.cloned(),
             };

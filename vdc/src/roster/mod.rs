@@ -30,6 +30,7 @@ mod judge;
 mod merge;
 mod recovery;
 mod view;
+mod workloads;
 
 pub mod issue;
 
@@ -48,6 +49,7 @@ pub use view::{
     AdminView, BlockView, Clash, FindError, MemberRecords, MemberView, PolicyView, RegistrarView, SiteView, Standing,
     TombstoneView, View,
 };
+pub use workloads::{NameHolder, WorkloadView};
 
 use authority::{Closed, Closing, OfficeState};
 

@@ -1,15 +1,17 @@
 //! What a node may believe at one moment: the answer to every question that is asked of a roster.
 
 use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::Roster;
 use super::authority::Rank;
 use super::judge::Judge;
+use super::workloads::{self, NameHolder, WorkloadView};
 use crate::address::NodePrefix;
-use crate::policy::{ActiveBlock, Document, Model, Subject};
-use crate::record::{Block, Body, Contact, ContactAddress, Delegation, Exposure, PortRange, Role};
+use crate::policy::{ActiveBlock, Document, Kind, Model, Subject};
+use crate::record::{Block, Body, Contact, ContactAddress, Delegation, Exposure, PortRange, Role, WorkloadExposure};
 use crate::{Hash, Ipv4Block, Key, Name, Office, Signed, SiteNumber, UnixTime, VdcId, WgKey};
 
 /// Where a member stands.
@@ -69,6 +71,8 @@ pub struct MemberView {
     /// The office on which the node's own records stand.
     pub under: Office,
     pub records: MemberRecords,
+    /// Ascending by name; none of a member that is not reachable.
+    pub workloads: Vec<WorkloadView>,
     pub(super) contact: Option<Arc<Signed>>,
     pub(super) exposure: Option<Arc<Signed>>,
 }
@@ -212,6 +216,10 @@ pub enum Clash {
     SiteName { name: Name, keeps: SiteNumber, other: SiteNumber, shown: Name },
     /// Two sites' IPv4 blocks overlap; `other` has none.
     SiteIpv4 { keeps: SiteNumber, other: SiteNumber },
+    /// A workload of `other` has a name in the site that is `keeps`'s own or its workload's; it has its long name only.
+    WorkloadName { site: SiteNumber, name: Name, keeps: Key, other: Key },
+    /// A workload's IPv4 address is not its node's to give; it has none.
+    WorkloadIpv4 { node: Key, name: Name, address: Ipv4Addr },
     /// Two policies of one version.
     Policy { version: u64, chosen: Hash, other: Hash },
 }
@@ -317,17 +325,25 @@ impl View {
     #[must_use]
     pub fn model(&self) -> Option<Model> {
         let policy = self.policy.as_ref()?;
-        let subjects = self.reachable().map(|m| Subject {
-            node: m.node,
-            name: m.name.clone(),
-            site: m.site_name.clone(),
-            roles: m.roles.clone(),
-            labels: m.labels.clone(),
-            prefix: m.prefix,
-            ipv4: m.ipv4,
-            declared: m.ports().to_vec(),
-            member_record: m.records.member,
-            exposure_record: m.records.exposure,
+        let subjects = self.reachable().flat_map(|m| {
+            let host = Subject {
+                node: m.node,
+                kind: Kind::Host,
+                name: m.name.clone(),
+                site: m.site_name.clone(),
+                roles: m.roles.clone(),
+                labels: m.labels.clone(),
+                prefix: m.prefix,
+                ipv4: m.ipv4,
+                declared: m.ports().to_vec(),
+                member_record: m.records.member,
+                exposure_record: m.records.exposure,
+            };
+            let workload = |w: &WorkloadView| {
+                host.workload(Some(w.name.clone()), (w.v6, w.ipv4), w.labels.clone(), w.ports.clone())
+            };
+            let workloads: Vec<Subject> = m.workloads.iter().map(workload).collect();
+            std::iter::once(host).chain(workloads)
         });
         let blocks = self.blocks.iter().map(|b| ActiveBlock {
             matches: b.block.matches.clone(),
@@ -342,6 +358,30 @@ impl View {
             subjects: subjects.collect(),
             blocks: blocks.collect(),
         })
+    }
+
+    /// Takes what a node says of its own workloads for truer than the record that it signed last: the node itself looks
+    /// at its view so, because it says so sooner than it signs.
+    pub fn set_workloads(&mut self, node: &Key, workloads: &[WorkloadExposure]) {
+        self.clashes.retain(|c| !matches!(c, Clash::WorkloadName { .. } | Clash::WorkloadIpv4 { .. }));
+        self.clashes.extend(workloads::settle(&mut self.members, Some((node, workloads))));
+        self.clashes.sort();
+    }
+
+    /// Who has a name in a site: a node, or a workload of another node than `asking`.
+    #[must_use]
+    pub fn name_holder(&self, asking: &Key, site: SiteNumber, name: &Name) -> Option<NameHolder> {
+        workloads::holder(&self.members, asking, site, name)
+    }
+
+    /// Finds a workload by `WORKLOAD.SITE` or `WORKLOAD.NODE.SITE`.
+    #[must_use]
+    pub fn find_workload(&self, text: &str) -> Option<(&MemberView, &WorkloadView)> {
+        let (name, place) = text.split_once('.')?;
+        let of = |m: &MemberView, w: &WorkloadView| {
+            w.name.as_str() == name && (place == m.full_name() || (w.has_short_name && place == m.site_name.as_str()))
+        };
+        self.reachable().find_map(|m| m.workloads.iter().find(|w| of(m, w)).map(|w| (m, w)))
     }
 
     /// Whether the key may sign block records and use remote verbs: an admin, a registrar or an operator.

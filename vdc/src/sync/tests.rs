@@ -56,7 +56,10 @@ fn sign(number: u64, body: Body) -> Arc<Signed> {
 }
 
 fn plain(number: u64) -> Arc<Signed> {
-    sign(number, Body::Exposure(Exposure { node: Key([2; 32]), serial: number, ports: Vec::new() }))
+    sign(
+        number,
+        Body::Exposure(Exposure { node: Key([2; 32]), serial: number, ports: Vec::new(), workloads: Vec::new() }),
+    )
 }
 
 fn tombstone(number: u64, estate_bytes: usize) -> Arc<Signed> {

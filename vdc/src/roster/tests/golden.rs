@@ -83,7 +83,7 @@ fn no_options_are_issued_beyond_their_limits() {
         last: n * 2,
     });
     let paris1 = key("paris1").public();
-    let many = issue::exposure(&lab.view(), &paris1, ports.collect());
+    let many = issue::exposure(&lab.view(), &paris1, ports.collect(), vec![]);
     assert!(matches!(many, Err(issue::IssueError::TooLong(_))));
     let labels = (0..65).map(|n| name(&format!("l{n}"))).collect();
     assert!(matches!(issue::grant(&lab.view(), &paris1, &paris1, vec![], labels), Err(issue::IssueError::TooLong(_))));

@@ -179,7 +179,7 @@ pub(crate) fn contact_body(node: &str, serial: u64) -> Body {
 
 pub(crate) fn exposure_body(node: &str, serial: u64, port: u16) -> Body {
     let ports = vec![PortRange { protocol: Protocol::Tcp, first: port, last: port }];
-    Body::Exposure(Exposure { node: key(node).public(), serial, ports })
+    Body::Exposure(Exposure { node: key(node).public(), serial, ports, workloads: vec![] })
 }
 
 pub(crate) fn grant_body(subject: &str, serial: u64, roles: Vec<Role>) -> Body {
