@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use crate::config::ConfigError;
 use crate::decompress::Bomb;
 use crate::digest::{Digest, DigestError};
+use crate::fault::RegistryError;
 use crate::manifest::{ManifestError, Platform};
 use crate::reference::ReferenceError;
 use crate::unpack::UnpackError;
@@ -22,6 +23,12 @@ pub enum ImageError {
         #[source]
         source: ReferenceError,
     },
+    /// The registry did not hand it out.
+    #[error(transparent)]
+    Registry(#[from] RegistryError),
+    /// The program is ending.
+    #[error("storing the image was interrupted")]
+    Interrupted,
     /// The manifest cannot be used.
     #[error("the image cannot be used")]
     Manifest(#[from] ManifestError),

@@ -17,7 +17,7 @@ const INDEX_DEPTH_MAX: usize = 3;
 /// Longest `oci-layout` file.
 const MARK_BYTES_MAX: u64 = 4_096;
 /// How often progress is told.
-const PROGRESS_BYTES: u64 = 1 << 20;
+pub(crate) const PROGRESS_BYTES: u64 = 1 << 20;
 
 /// How far an image is on its way into the store.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -113,7 +113,8 @@ pub(crate) fn open_regular(path: &Path) -> Result<Option<(File, u64)>, ImageErro
     Ok(Some((file, metadata.len())))
 }
 
-fn read_small(path: &Path, bytes_max: u64) -> Result<Option<Vec<u8>>, ImageError> {
+/// Reads a file of which there is no more than a bound.
+pub(crate) fn read_small(path: &Path, bytes_max: u64) -> Result<Option<Vec<u8>>, ImageError> {
     let Some((file, size)) = open_regular(path)? else { return Ok(None) };
     if size > bytes_max {
         return Err(ImageError::Import { path: path.to_owned(), why: format!("it has more than {bytes_max} bytes") });
