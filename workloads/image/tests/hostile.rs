@@ -325,7 +325,7 @@ fn whiteouts_in_any_order() {
         // What a file hid, a directory of its name does not show again.
         (Tarball::new().file("d", b"x").directory("d"), &[("d", "d+o")]),
         // What AUFS keeps for itself is nobody's.
-        (Tarball::new().file(".wh..wh.plnk", b"").directory(".wh..wh.orph"), &[]),
+        (Tarball::new().directory(".wh..wh.plnk").file(".wh..wh.plnk/1.2", b"").directory(".wh..wh.orph"), &[]),
     ];
     for (tar, expected) in table {
         check(&upper(tar), expected);
@@ -600,6 +600,25 @@ fn members_and_frames_are_read_to_the_last() {
         let root = image.layers_directory.join(&image.layers[0]);
         assert_eq!(fs::read(root.join("y")).expect("a file"), b"end");
         assert_eq!(fs::metadata(root.join("x")).expect("a file").len(), 300_000);
+    }
+}
+
+#[test]
+fn source_that_gives_one_byte_at_a_time_is_read_all_the_same() {
+    struct Slow<'a>(&'a [u8]);
+    impl Read for Slow<'_> {
+        fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+            let most = buffer.len().min(1);
+            self.0.read(&mut buffer[..most])
+        }
+    }
+    let tar = Tarball::new().file("x", b"1").end();
+    for blob in [Blob::tar(&tar), Blob::gzip(&tar), Blob::zstd(&tar)] {
+        let bench = Bench::new();
+        let (manifest, config) = documents(std::slice::from_ref(&blob), "x");
+        let mut ingest = bench.images.begin(manifest, config).expect("it begins");
+        ingest.layer(0, Slow(&blob.bytes)).expect("it unpacks");
+        ingest.commit(None).expect("stored");
     }
 }
 

@@ -164,6 +164,22 @@ fn collection_takes_what_has_no_name_and_no_use() {
 }
 
 #[test]
+fn layer_that_hides_all_is_the_bottom_and_the_hidden_ones_stay() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let images = store(directory.path());
+    let hiding = Blob::gzip(&Tarball::new().file(".wh..wh..opq", b"").file("new", b"1").end());
+    let image = put(&images, &[blob("hidden"), hiding.clone(), blob("above")], Some("app")).expect("stored");
+    assert_eq!(image.layers, [hiding.diff_id.hex(), blob("above").diff_id.hex()]);
+    for _ in 0..2 {
+        assert_eq!(images.gc(&BTreeSet::new()).expect("collected").layers, 0);
+    }
+    drop(images);
+    for _ in 0..2 {
+        assert_eq!(store(directory.path()).resolve("app").as_ref(), Some(&image));
+    }
+}
+
+#[test]
 fn removal_by_digest_takes_all_names() {
     let directory = tempfile::tempdir().expect("a directory");
     let images = store(directory.path());
