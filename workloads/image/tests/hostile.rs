@@ -6,6 +6,8 @@ use std::io::{self, Read};
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
+use proptest::prelude::*;
+use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 use workloads_image::unpack::Problem;
 use workloads_image::{Bomb, Digest, DigestError, ImageError, Images, Limits, StoreOptions, UnpackError};
 
@@ -660,4 +662,53 @@ fn layers_come_bottom_first() {
     assert!(matches!(ingest.layer(1, blobs[1].bytes.as_slice()), Err(ImageError::Order { index: 0 })));
     assert!(matches!(ingest.commit(None), Err(ImageError::Order { index: 0 })));
     bench.is_empty();
+}
+
+/// Names and targets that try to lead to `outside`.
+fn hostile_entry(outside: &str) -> impl Strategy<Value = Header> + use<> {
+    let parts = ["a", "b", "..", ".", "", ".wh.a", ".wh..wh..opq", "link", outside];
+    let name = prop::collection::vec(prop::sample::select(parts.map(str::to_owned).to_vec()), 1..5)
+        .prop_map(|parts| parts.join("/"));
+    let up = format!("../../../../../../../..{outside}");
+    let target = prop_oneof![Just(outside.to_owned()), Just(up), Just(format!("{outside}/canary")), name.clone()];
+    let flag = prop::sample::select(vec![b'0', b'1', b'2', b'2', b'2', b'3', b'5', b'5', b'6']);
+    (name, target, flag, 0..8_u64).prop_map(|(name, target, flag, device)| {
+        Header::new(&name, flag, 0).link(&target[..target.len().min(100)]).device(device / 4, device % 4)
+    })
+}
+
+#[test]
+fn no_layer_touches_what_is_outside_of_it() {
+    let outside = tempfile::tempdir().expect("a directory");
+    let canary = outside.path().join("canary");
+    fs::write(&canary, b"alive").expect("written");
+    let state = || {
+        let canary = fs::symlink_metadata(&canary).expect("it is there");
+        let around = fs::symlink_metadata(outside.path()).expect("it is there");
+        let names: Vec<_> =
+            fs::read_dir(outside.path()).expect("a directory").map(|e| e.expect("one").file_name()).collect();
+        let facts = |found: &fs::Metadata| {
+            (found.mode(), found.uid(), found.ino(), found.nlink(), found.mtime_nsec(), found.ctime_nsec())
+        };
+        (facts(&canary), facts(&around), names)
+    };
+    let before = state();
+    let entry = hostile_entry(outside.path().to_str().expect("UTF-8"));
+    let layers = prop::collection::vec(prop::collection::vec(entry, 1..12), 1..3);
+    let config = Config { cases: 500, failure_persistence: None, ..Config::default() };
+    let mut runner = TestRunner::new_with_rng(config, TestRng::deterministic_rng(RngAlgorithm::ChaCha));
+    let outcome = runner.run(&layers, |layers| {
+        let bench = Bench::new();
+        let tars: Vec<Vec<u8>> = layers
+            .iter()
+            .map(|entries| entries.iter().fold(Tarball::new(), |tar, entry| tar.entry(entry.clone(), b"")).end())
+            .collect();
+        let refused = bench.unpack(&tars).is_err();
+        prop_assert!(state() == before, "something outside was touched");
+        if refused {
+            bench.is_empty();
+        }
+        Ok(())
+    });
+    outcome.unwrap_or_else(|error| panic!("{error}"));
 }
