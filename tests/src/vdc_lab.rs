@@ -28,6 +28,8 @@ pub fn binary(name: &str) -> Result<String> {
 pub struct Node {
     pub host: Host,
     daemon: Option<Service>,
+    /// Those that were killed: what they left runs until the lab ends.
+    killed: Vec<Service>,
     environment: Vec<(String, String)>,
 }
 
@@ -51,7 +53,7 @@ impl Node {
     /// # Errors
     /// If it does not answer in time.
     pub fn start_with(host: Host, config: &str, environment: Vec<(String, String)>) -> Result<Self> {
-        let mut this = Self { host, daemon: None, environment };
+        let mut this = Self { host, daemon: None, killed: vec![], environment };
         this.host.write_file("/etc/meshd/meshd.toml", &format!("log = \"info,libp2p=warn,quinn=warn\"\n{config}"))?;
         this.start_daemon()?;
         Ok(this)
@@ -76,7 +78,11 @@ impl Node {
     /// # Errors
     /// If it cannot be killed.
     pub fn kill_daemon(&mut self) -> Result<()> {
-        self.daemon.take().context("the daemon runs")?.kill()?;
+        // The daemon alone: containers are its children, and outlive it.
+        let daemon = self.daemon.take().context("the daemon runs")?;
+        daemon.signal(Signal::SIGKILL)?;
+        daemon.wait(PATIENCE)?;
+        self.killed.push(daemon);
         Ok(())
     }
 
