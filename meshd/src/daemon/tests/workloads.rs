@@ -94,7 +94,7 @@ async fn known_and_signed() {
         (vec![CoreWorkload { v4: Some(host.1), ..web.clone() }], "no address for a workload of this node"),
         (vec![web.clone(), CoreWorkload { v4: None, name: None, ..web.clone() }], "another workload's"),
         (vec![web.clone(), CoreWorkload { v4: None, v6: v6(0x1_0009), ..web.clone() }], "two workloads are called web"),
-        (vec![CoreWorkload { ports: (1..40).map(|n| tcp(2 * n)).collect(), ..web.clone() }], "at most 32"),
+        (vec![CoreWorkload { ports: (1..=65).map(|n| tcp(2 * n)).collect(), ..web.clone() }], "at most 64"),
     ] {
         let error = core.set_workloads(wrong).await.expect_err(why);
         assert_eq!(error.code, ErrorCode::BadRequest);
