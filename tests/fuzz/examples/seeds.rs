@@ -58,13 +58,13 @@ fn member(name: &str, flag: u8, link: &str, content: &[u8]) -> Vec<u8> {
     let mut header = [0_u8; 512];
     let mut put = |at: usize, bytes: &[u8]| header[at..at + bytes.len()].copy_from_slice(bytes);
     put(0, name.as_bytes());
-    put(100, b"0000644\0000000000\0000000000\0");
-    put(124, format!("{:011o}\00000000000000\0", content.len()).as_bytes());
+    put(100, b"0000644\x000000000\x000000000\0");
+    put(124, format!("{:011o}\x0000000000000\0", content.len()).as_bytes());
     put(148, b"        ");
     put(156, &[flag]);
     put(157, link.as_bytes());
     put(257, b"ustar\x0000");
-    put(329, b"0000001\00000003\0");
+    put(329, b"0000001\x000000003\0");
     let sum: u32 = header.iter().map(|byte| u32::from(*byte)).sum();
     header[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
     let mut bytes = [&header, content].concat();
@@ -105,7 +105,7 @@ fn image() -> std::io::Result<()> {
         ("zstd", zstd),
     ];
     binary("oci-layer", &layers)?;
-    let old = format!(r#"[{{"Config":"c.json","RepoTags":["a:1"],"Layers":["0/layer.tar"]}}]"#);
+    let old = r#"[{"Config":"c.json","RepoTags":["a:1"],"Layers":["0/layer.tar"]}]"#;
     let archive = [
         member("manifest.json", b'0', "", old.as_bytes()),
         member("c.json", b'0', "", b"{}"),

@@ -69,6 +69,9 @@ pub struct Unpacked {
     pub used_lower: bool,
     /// Whether the layer says whose the root is; if not, the one below decides.
     pub has_root: bool,
+    /// Whether nothing of the layers below shows at all. Overlayfs does not look for that mark on a root, so the layers
+    /// below must be left out of the stack.
+    pub hides_all: bool,
     /// Extended attributes that no image may set here, and were left out.
     pub attributes_dropped: u64,
 }
@@ -276,6 +279,9 @@ impl Layer<'_> {
             let root = Rc::clone(&self.root);
             return self.finish_directory(entry, Vec::new(), &root);
         };
+        if above.iter().any(|part| part.starts_with(WHITEOUT_META)) {
+            return Ok(());
+        }
         if above.iter().any(|part| part.starts_with(WHITEOUT)) {
             return refuse(&entry.path, Problem::Whiteout);
         }
@@ -755,6 +761,7 @@ impl Layer<'_> {
         for path in &opaque {
             self.prune_below(path)?;
         }
+        self.done.hides_all = opaque.contains(b"".as_slice());
         self.opaque = opaque;
         // A directory comes before what is in it.
         for path in std::mem::take(&mut self.whiteouts) {

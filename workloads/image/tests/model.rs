@@ -215,12 +215,13 @@ fn target() -> impl Strategy<Value = String> {
 
 fn op() -> impl Strategy<Value = Op> {
     prop_oneof![
-        4 => (path(), any::<u8>()).prop_map(|(path, content)| Op::File(path, content)),
-        3 => path().prop_map(Op::Directory),
-        2 => (path(), target()).prop_map(|(path, target)| Op::Symlink(path, target)),
-        1 => (path(), path()).prop_map(|(path, target)| Op::HardLink(path, target)),
-        2 => path().prop_map(Op::Whiteout),
-        1 => path().prop_map(Op::Opaque),
+        32 => (path(), any::<u8>()).prop_map(|(path, content)| Op::File(path, content)),
+        24 => path().prop_map(Op::Directory),
+        16 => (path(), target()).prop_map(|(path, target)| Op::Symlink(path, target)),
+        8 => (path(), path()).prop_map(|(path, target)| Op::HardLink(path, target)),
+        16 => path().prop_map(Op::Whiteout),
+        8 => path().prop_map(Op::Opaque),
+        1 => Just(Op::Opaque(String::new())),
     ]
 }
 
