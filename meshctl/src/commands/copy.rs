@@ -230,11 +230,15 @@ fn extract(from: impl Read, directory: &Path, name: Option<&OsString>) -> io::Re
         if !first.is_some_and(inside) || !rest.components().all(inside) {
             return Err(io::Error::other(format!("{} leads out of the directory", path.display())));
         }
-        let target = match (name, first) {
-            (Some(name), _) => Path::new(name).join(rest),
-            (None, Some(first)) => Path::new(&first).join(rest),
+        let mut target = match (name, first) {
+            (Some(name), _) => PathBuf::from(name),
+            (None, Some(first)) => PathBuf::from(first.as_os_str()),
             (None, None) => continue,
         };
+        // Joined to nothing, a path ends with a slash and means a directory.
+        if !rest.as_os_str().is_empty() {
+            target.push(rest);
+        }
         check_parents(directory, &target)?;
         let place = directory.join(&target);
         if entry.header().entry_type().is_dir() {
