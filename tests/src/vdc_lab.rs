@@ -104,8 +104,8 @@ impl Node {
     /// # Errors
     /// If it fails or does not print JSON.
     pub fn ctl(&self, words: &[&str]) -> Result<Value> {
-        let mut all = words.to_vec();
-        all.extend(["-o", "json"]);
+        let mut all = vec!["-o", "json"];
+        all.extend(words);
         let output = self.run(&all)?;
         ensure!(output.is_ok(), "meshctl {} on {}: {}", words.join(" "), self.host.name(), output.stderr);
         serde_json::from_str(&output.stdout).with_context(|| format!("meshctl {}: {}", words.join(" "), output.stdout))
