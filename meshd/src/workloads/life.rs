@@ -268,15 +268,7 @@ impl Life {
     }
 
     async fn announce(&self) -> Result<(), ApiError> {
-        let member = Member {
-            vdc: self.vdc,
-            held: self.kept.held(),
-            name: self.spec.name.clone(),
-            ports: self.spec.ports.clone(),
-            publish: self.spec.publish.clone(),
-            labels: self.spec.labels.clone(),
-        };
-        self.host.networks.announce(self.id, member).await
+        self.host.networks.announce(self.id, Member::new(self.vdc, &self.kept, &self.spec)).await
     }
 
     /// Listens to the shim from now on.

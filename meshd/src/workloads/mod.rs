@@ -30,13 +30,13 @@ use tokio_util::task::TaskTracker;
 use vdc::roster::NameHolder;
 use vdc::{Name, VdcId};
 use vdc_api::{ApiError, ErrorCode, Severity};
-use workloads_container::{Adopted, Driver, DriverConfig, Launcher, RANGE_IDS, RuntimeError, WorkloadId};
+use workloads_container::{Adopted, AdoptedState, Driver, DriverConfig, Launcher, RANGE_IDS, RuntimeError, WorkloadId};
 use workloads_image::{Image, Images, StoreOptions};
 
 use self::addresses::Held;
 use self::kept::{Kept, Made, Shelf};
 use self::life::{Begin, Life, Order, Snapshot, State};
-use self::network::{Networks, blocking};
+use self::network::{Member, Networks, blocking};
 use self::spec::{Spec, VolumeSource};
 use crate::clock::system_time;
 use crate::config::Config;
@@ -314,6 +314,9 @@ impl Workloads {
             return problem(format!("its image {} is not here any more", kept.manifest));
         };
         let begin = adopted.map_or(Begin::Known, |adopted| Begin::Found(adopted.state));
+        if matches!(begin, Begin::Found(AdoptedState::Running { .. })) {
+            self.networks.expect(id, Member::new(vdc, &kept, &spec));
+        }
         drop(self.give_life(id, vdc, kept, Arc::new(spec), image, begin));
     }
 
