@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use meshlab::{Host, Lab, LinkOptions, Output, Service, Site, SiteOptions, wait_until};
+use meshlab::{Host, Lab, LinkOptions, Output, Service, Signal, Site, SiteOptions, wait_until};
 use serde_json::Value;
 
 /// How long anything may take that should take a second or two.
