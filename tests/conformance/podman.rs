@@ -64,7 +64,7 @@ impl Podman {
         match probe {
             Probe::Run { options, words } => {
                 let output = self.call(&[&run, *options, &[image], *words].concat())?;
-                if output.status.code() == Some(125) {
+                if matches!(output.status.code(), Some(125..=127)) {
                     eprintln!("podman: {options:?} {words:?}: {}", String::from_utf8_lossy(&output.stderr));
                 }
                 Ok(Answer::new(output.status.code(), &String::from_utf8_lossy(&output.stdout)))

@@ -33,7 +33,8 @@ pub struct Recipe {
 }
 
 /// One layer: what a shell's script leaves in an empty directory. Names that begin with `.wh.` are whiteouts as they
-/// stand. Paths that the script lists in `../links` are in the layer only as targets of its hard links.
+/// stand. Where the script lists paths in `../without`, those are in the layer only as targets of its hard links; where it
+/// lists some in `../only`, nothing else is, not even the directories that they are in.
 #[derive(Clone, Copy, Debug)]
 pub struct Layer {
     pub script: &'static str,
@@ -141,11 +142,11 @@ impl Kitchen {
 
     /// The root of a small Debian, kept: packages are chosen by what it lacks.
     fn debian_root(&self) -> Result<PathBuf> {
-        let root = self.directory.join("debian");
+        let root = self.directory.join("base");
         if root.join("var/lib/dpkg/status").exists() {
             return Ok(root);
         }
-        let fresh = self.directory.join("debian.new");
+        let fresh = self.directory.join("base.new");
         remove(&fresh)?;
         let mut debootstrap = Command::new("mmdebstrap");
         debootstrap.args(["--quiet", "--mode=root", "--variant=essential", "--include=perl-base"]);
@@ -163,7 +164,7 @@ impl Kitchen {
 
     /// The Debian as a layer, made once.
     fn debian(&self, layout: &Path) -> Result<Packed> {
-        let (root, shared) = (self.debian_root()?, self.directory.join("debian-layer"));
+        let (root, shared) = (self.debian_root()?, self.directory.join("base-layer"));
         let record = shared.join("record");
         if !record.exists() {
             remove(&shared)?;
@@ -217,10 +218,15 @@ impl Kitchen {
         let mut pack = Command::new("tar");
         pack.args(["--create", "--format=pax", "--pax-option=delete=atime,delete=ctime", "--sort=name"]);
         pack.args(["--numeric-owner", "--xattrs", "--xattrs-include=*", "--sparse", "--file"]).arg(&tar);
-        succeed(pack.arg("--directory").arg(root).arg("."))?;
-        let links = root.with_file_name("links");
-        if links.exists() {
-            succeed(Command::new("tar").arg("--delete").arg("--file").arg(&tar).arg("--files-from").arg(&links))?;
+        let (only, without) = (root.with_file_name("only"), root.with_file_name("without"));
+        pack.arg("--directory").arg(root);
+        if only.exists() {
+            succeed(pack.arg("--no-recursion").arg("--files-from").arg(&only))?;
+        } else {
+            succeed(pack.arg("."))?;
+        }
+        if without.exists() {
+            succeed(Command::new("tar").arg("--delete").arg("--file").arg(&tar).arg("--files-from").arg(&without))?;
         }
         let diff_id = crate::containers::digest_of(&tar)?;
         let stored = |packing: Packing| -> Result<Blob> {
