@@ -74,7 +74,7 @@ mod tests {
             stdout = said.map(|said| said.stdout).unwrap_or_default();
             if stdout == answer { Ok(()) } else { Err(stdout.clone()) }
         })?;
-        if !node.inspect("server")?["health"].is_null() {
+        if node.inspect("server")?["health"] != "none" {
             wait_until(PATIENCE, "the server is healthy", || {
                 let view = node.inspect("server").map_err(|error| error.to_string())?;
                 if view["health"] == "healthy" { Ok(()) } else { Err(view["health"].to_string()) }

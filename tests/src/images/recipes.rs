@@ -439,7 +439,7 @@ link'
             // And one that puts directories in their place.
             Layer::new("mkdir -p var/up; echo own >var/up/own; mkdir dangling; echo x >dangling/x"),
         ],
-        r#"{"Env": ["PATH=/bin"], "User": "app", "Cmd": ["new"]}"#,
+        r#"{"Env": ["PATH=/bin"], "User": "77", "Cmd": ["new"]}"#,
         &[
             run(&[]),
             run(&["id"]),
