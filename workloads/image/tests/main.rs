@@ -4,6 +4,9 @@
 mod archive;
 mod build;
 mod conformance;
+mod debian_registry;
 mod hostile;
+mod registry;
+mod rogue;
 mod store;
 mod tree;
