@@ -189,7 +189,8 @@ impl Trust {
         match error.get_ref().and_then(|inner| inner.downcast_ref::<Error>()) {
             Some(Error::InvalidMessage(InvalidMessage::InvalidContentType)) => Self::NotTls,
             Some(Error::InvalidCertificate(error)) => match error {
-                CertificateError::UnknownIssuer => Self::UnknownAuthority,
+                // The second: an authority of the same name that is known has another key.
+                CertificateError::UnknownIssuer | CertificateError::BadSignature => Self::UnknownAuthority,
                 CertificateError::Expired
                 | CertificateError::ExpiredContext { .. }
                 | CertificateError::NotValidYet

@@ -61,17 +61,25 @@ impl Server {
     }
 }
 
+fn middle() -> Vec<u8> {
+    Tarball::new().file("etc/hostname", b"middle\n").hard_link("again", "bin").end()
+}
+
 fn layers() -> Vec<Blob> {
-    let base = Tarball::new().directory("etc/").file("etc/hostname", b"base\n").file("bin", &vec![7; 3 << 20]);
-    let middle = Tarball::new().file("etc/hostname", b"middle\n").hard_link("again", "bin");
+    let base =
+        Tarball::new().directory("./").directory("etc/").file("etc/hostname", b"base\n").file("bin", &vec![7; 3 << 20]);
     let top = Tarball::new().file("etc/.wh.hostname", b"").symlink("link", "etc");
-    vec![Blob::gzip(&base.end()), Blob::zstd(&middle.end()), Blob::tar(&top.end())]
+    vec![Blob::gzip(&base.end()), Blob::zstd(&middle()), Blob::tar(&top.end())]
 }
 
 fn source(directory: &Path) -> String {
     let directory = directory.join("layout");
-    layout(&directory, "1", &layers());
-    format!("oci:{}:1", directory.display())
+    let layers = layers();
+    layout(&directory, "1", &layers);
+    // Docker's form knows no zstd.
+    let gzipped = Blob::gzip(&middle());
+    layout(&directory, "2", &[layers[0].clone(), gzipped, layers[2].clone()]);
+    format!("oci:{}", directory.display())
 }
 
 fn quiet() -> Arc<impl Fn(Progress) + Send + Sync> {
@@ -94,8 +102,8 @@ async fn registry_without_tls_on_this_host_hands_out_what_was_pushed() {
     let directory = tempfile::tempdir().expect("a directory");
     let server = Server::start(directory.path(), "", "");
     let source = source(directory.path());
-    server.push(&source, "team/app:1", &["--dest-tls-verify=false"]);
-    server.push(&source, "team/docker:1", &["--dest-tls-verify=false", "--format", "v2s2"]);
+    server.push(&format!("{source}:1"), "team/app:1", &["--dest-tls-verify=false"]);
+    server.push(&format!("{source}:2"), "team/docker:1", &["--dest-tls-verify=false", "--format", "v2s2"]);
     let images = store(&directory.path().join("images"));
     let steps = Arc::new(Mutex::new(Vec::new()));
     let told = Arc::clone(&steps);
@@ -167,7 +175,7 @@ fn guarded(directory: &Path) -> (Server, Certificates) {
     fs::write(directory.join("trusted/ca.crt"), &certificates.authority).expect("written");
     let trusted = directory.join("trusted").display().to_string();
     let source = source(directory);
-    server.push(&source, "team/app:1", &["--dest-creds", "anna:geheim: ä", "--dest-cert-dir", &trusted]);
+    server.push(&format!("{source}:1"), "team/app:1", &["--dest-creds", "anna:geheim: ä", "--dest-cert-dir", &trusted]);
     (server, certificates)
 }
 
