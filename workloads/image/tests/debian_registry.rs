@@ -110,7 +110,7 @@ async fn registry_without_tls_on_this_host_hands_out_what_was_pushed() {
     let progress = Arc::new(move |step| told.lock().push(step));
     let name = format!("{}/team/app:1", server.name);
     let image = images.pull(&name, &PullOptions::default(), progress).await.expect("the image");
-    assert_eq!(image.references, [name.clone()]);
+    assert_eq!(image.references, std::slice::from_ref(&name));
     assert_whole(&image, directory.path());
     let whole = steps
         .lock()
