@@ -130,6 +130,7 @@ revoked: only that voids what it signs.")]
 Examples:
   meshctl explain lisbon1 berlin1 80
   meshctl explain lisbon1 berlin1 53/udp
+  meshctl explain web.berlin paris1.paris 80   # a workload, as `meshctl expose` lists them
   meshctl explain fd5a:3c71:9e02:1::1 berlin1.berlin icmp")]
     Explain(Explain),
     /// Deny flows at once, everywhere, until lifted.
@@ -480,10 +481,10 @@ pub(crate) struct Grant {
 
 #[derive(Debug, Args)]
 pub(crate) struct Explain {
-    /// Where the flow starts: node or overlay address.
+    /// Where the flow starts: node, workload (WORKLOAD.SITE) or overlay address.
     #[arg(value_parser = parse_some)]
     pub(crate) source: String,
-    /// Where it goes: node or overlay address.
+    /// Where it goes: node, workload or overlay address.
     #[arg(value_parser = parse_some)]
     pub(crate) destination: String,
     /// PORT, PORT/udp or icmp.

@@ -5,9 +5,9 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use vdc::address::{HOST, INFRA, site_prefix, vdc_prefix};
-use vdc::policy::{Flow, Model, Reason, Subject};
+use vdc::policy::{Flow, Kind, Model, Reason, Subject};
 use vdc::record::{Body, ContactAddress, PortRange, Protocol, Role};
-use vdc::roster::{BlockView, Clash, MemberView, Roster, SiteView, Standing, View};
+use vdc::roster::{BlockView, Clash, MemberView, Roster, SiteView, Standing, View, WorkloadView};
 use vdc::{Hash, Key, UnixTime};
 use vdc_api as api;
 
@@ -284,7 +284,20 @@ impl Context<'_> {
             fqdn: self.fqdn(member),
             local: member.node == self.own,
             ports: member.ports().iter().map(port_text).collect(),
+            workloads: member.workloads.iter().map(|workload| self.workload(member, workload)).collect(),
             record: member.records.exposure.as_ref().and_then(|hash| self.record(hash)),
+        }
+    }
+
+    fn workload(&self, member: &MemberView, workload: &WorkloadView) -> api::ExposedWorkload {
+        let place = if workload.has_short_name { member.site_name.to_string() } else { member.full_name() };
+        api::ExposedWorkload {
+            name: workload.name.to_string(),
+            fqdn: format!("{}.{place}.{}", workload.name, self.domain()),
+            ipv6: workload.v6.to_string(),
+            ipv4: workload.ipv4.map(|address| address.to_string()),
+            ports: workload.ports.iter().map(port_text).collect(),
+            labels: workload.labels.iter().map(ToString::to_string).collect(),
         }
     }
 
@@ -371,13 +384,19 @@ impl Context<'_> {
     }
 
     fn party(&self, asked: &str, subject: Option<&Subject>, address: Option<IpAddr>) -> api::PartyView {
-        let member = subject.and_then(|s| self.view.members.get(&s.node));
+        let host = subject.filter(|s| s.is_host()).and_then(|s| self.view.members.get(&s.node));
+        let workload = match subject.map(|s| &s.kind) {
+            Some(Kind::Workload { name, .. }) => name.as_ref().map(ToString::to_string),
+            Some(Kind::Host | Kind::Unlisted) | None => None,
+        };
         api::PartyView {
             asked: asked.into(),
             node: subject.map(|s| s.name.to_string()),
+            kind: if subject.is_none_or(Subject::is_host) { api::PartyKind::Host } else { api::PartyKind::Workload },
+            workload,
             site: subject.map(|s| s.site.to_string()),
             address: address.map(|a| a.to_string()),
-            roles: member.map(|m| self.roles(m)).unwrap_or_default(),
+            roles: host.map(|m| self.roles(m)).unwrap_or_default(),
             labels: subject.map(|s| s.labels.iter().map(ToString::to_string).collect()).unwrap_or_default(),
         }
     }
@@ -403,8 +422,11 @@ impl Context<'_> {
                 Some(s) => step(
                     title,
                     Continue,
-                    format!("{address} is {}.{}", s.name, s.site),
-                    Some(self.record_or_hash("member", &s.member_record)),
+                    format!("{address} is {}", s.full_name()),
+                    Some(match (&s.kind, &s.exposure_record) {
+                        (Kind::Workload { .. }, Some(exposure)) => self.record_or_hash("exposure", exposure),
+                        _ => self.record_or_hash("member", &s.member_record),
+                    }),
                 ),
                 None => step(title, Deny, format!("no reachable member owns {address}"), None),
             }
@@ -417,7 +439,11 @@ impl Context<'_> {
         let (decided_by, reason, hint) = match &decision.reason {
             Reason::UnknownSource => (None, "the source is no reachable member".to_owned(), None),
             Reason::UnknownDestination => (None, "the destination is no reachable member".to_owned(), None),
-            Reason::UnlistedDestination => (None, "no workload is known at the destination".to_owned(), None),
+            Reason::UnlistedDestination => (
+                None,
+                "no workload is known at the destination".to_owned(),
+                Some("`meshctl expose` lists the workloads that nodes name".to_owned()),
+            ),
             Reason::InfraPlane => (None, "infra addresses are open to the nodes' own services only".to_owned(), None),
             Reason::SameHost => (None, "a host's traffic to itself never enters the VDC".to_owned(), None),
             Reason::Block { record, reason, .. } => {
@@ -444,8 +470,12 @@ impl Context<'_> {
                 step("policy", Deny, format!("no rule of version {version} allows it"), Some(policy.clone()));
                 let (why, hint) = if *undeclared {
                     let port = flow.0.to_string();
-                    let host = to.map_or_else(String::new, |s| format!(" on {}.{}", s.name, s.site));
-                    ("the destination has not declared the port", Some(format!("run `meshctl expose {port}`{host}")))
+                    let hint = match to {
+                        Some(s) if !s.is_host() => format!("run {} with `--port {port}`", s.full_name()),
+                        Some(s) => format!("run `meshctl expose {port}` on {}", s.full_name()),
+                        None => format!("run `meshctl expose {port}`"),
+                    };
+                    ("the destination has not declared the port", Some(hint))
                 } else {
                     ("no rule allows it, and what is not allowed is denied", None)
                 };

@@ -5,6 +5,12 @@ mod authority;
 #[cfg(test)]
 mod clock;
 #[cfg(test)]
+mod container_life;
+#[cfg(test)]
+mod container_net;
+#[cfg(test)]
+mod containers;
+#[cfg(test)]
 mod daemon;
 #[cfg(test)]
 mod links;

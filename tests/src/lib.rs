@@ -3,6 +3,7 @@
 //! lab they run in is `meshlab`; the rules and tests of this package are in `tidy/` and `e2e/`.
 #![expect(clippy::print_stdout, reason = "the demo and the benches print their tables")]
 
+pub mod containers;
 pub mod figures;
 pub mod flow;
 pub mod resolver;

@@ -1,8 +1,8 @@
 //! Exposed ports, blocks, explanations, events.
 
 use vdc_api::{
-    BlockList, BlockView, EventList, EventView, Explanation, ExposureList, ExposureView, PartyView, Severity,
-    StepVerdict,
+    BlockList, BlockView, EventList, EventView, Explanation, ExposureList, ExposureView, PartyKind, PartyView,
+    Severity, StepVerdict,
 };
 
 use super::network::record;
@@ -12,12 +12,22 @@ use crate::terminal::{Paint, Style};
 
 impl Show for ExposureList {
     fn show(&self, style: Style) -> String {
-        let mut table = Table::new(&["NODE", "SITE", "PORTS"]);
-        for exposure in self.exposures.iter().filter(|exposure| !exposure.ports.is_empty()) {
+        let mut table = Table::new(&["NODE", "SITE", "WORKLOAD", "PORTS"]);
+        for exposure in &self.exposures {
             let name = if exposure.local { format!("{} *", exposure.node) } else { exposure.node.clone() };
-            table.row([name.into(), exposure.site.as_str().into(), exposure.ports.join(" ").into()]);
+            let mut row = |workload: Option<&str>, ports: &[String]| {
+                let ports = (!ports.is_empty()).then(|| ports.join(" "));
+                let workload = or_none(workload, str::to_owned);
+                table.row([name.as_str().into(), exposure.site.as_str().into(), workload, or_none(ports, |p| p)]);
+            };
+            if !exposure.ports.is_empty() {
+                row(None, &exposure.ports);
+            }
+            for workload in &exposure.workloads {
+                row(Some(&workload.name), &workload.ports);
+            }
         }
-        table.render_or("no node declares a port", style)
+        table.render_or("no node declares a port or has a workload", style)
     }
 }
 
@@ -104,7 +114,11 @@ impl Show for Explanation {
 
 fn party(party: &PartyView) -> String {
     match (&party.node, &party.site, &party.address) {
-        (Some(node), Some(site), Some(address)) => format!("{node}.{site} ({address})"),
+        (Some(node), Some(site), Some(address)) => match (party.kind, &party.workload) {
+            (PartyKind::Host, _) => format!("{node}.{site} ({address})"),
+            (PartyKind::Workload, Some(workload)) => format!("{workload}.{node}.{site} ({address})"),
+            (PartyKind::Workload, None) => format!("a workload of {node}.{site} ({address})"),
+        },
         _ => format!("{} (no reachable member)", party.asked),
     }
 }
@@ -171,10 +185,24 @@ STEP  LOOKED AT      VERDICT   FOUND                               RECORD
     }
 
     #[test]
+    fn workloads_are_parties_by_name_or_as_their_nodes() {
+        let mut explanation = samples::explanation();
+        explanation.source.kind = PartyKind::Workload;
+        (explanation.destination.kind, explanation.destination.workload) = (PartyKind::Workload, Some("web".into()));
+        let text = explanation.show(PLAIN());
+        let from = "from a workload of lisbon1.lisbon (fd5a:3c71:9e02:3:a1b2:c3d3:0:1)";
+        assert!(text.contains(from) && text.contains(" to web.berlin1.berlin (fd5a:"), "{text}");
+    }
+
+    #[test]
     fn ports_blocks_and_events_are_listed() {
         assert_eq!(
             samples::exposure_list().show(PLAIN()),
-            "NODE     SITE    PORTS\nberlin1  berlin  80/tcp 8000-8010/udp\n"
+            "\
+NODE     SITE    WORKLOAD  PORTS
+berlin1  berlin  -         80/tcp 8000-8010/udp
+berlin1  berlin  web       80/tcp
+"
         );
         assert_eq!(
             samples::exposure_list().exposures[1].show(PLAIN()),

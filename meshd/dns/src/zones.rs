@@ -39,9 +39,12 @@ pub enum Answer<'a> {
 impl Zones {
     #[must_use]
     pub fn new(zones: BTreeMap<String, Zone>) -> Self {
-        let mut pointers = BTreeMap::new();
+        let mut pointers: BTreeMap<String, String> = BTreeMap::new();
         for (name, zone) in &zones {
-            for (host, addresses) in &zone.hosts {
+            // Of several names of one address the one with the fewest labels is pointed at.
+            let mut hosts: Vec<_> = zone.hosts.iter().collect();
+            hosts.sort_by_key(|(host, _)| host.matches('.').count());
+            for (host, addresses) in hosts {
                 for address in addresses {
                     pointers.entry(reverse_name(*address)).or_insert_with(|| format!("{host}.{name}"));
                 }
@@ -145,6 +148,18 @@ mod tests {
 
     fn ip(text: &str) -> IpAddr {
         text.parse().expect("valid")
+    }
+
+    #[test]
+    fn address_of_several_names_points_at_the_shortest() {
+        let hosts = [("web.berlin", "fd12::2"), ("web.alpha.berlin", "fd12::2"), ("alpha.berlin", "fd12::1")];
+        let hosts = hosts.into_iter().map(|(host, address)| (host.to_owned(), vec![ip(address)])).collect();
+        let zone = Zone { hosts, networks: vec![(ip("fd12::"), 48)] };
+        let zones = Zones::new(BTreeMap::from([("acme.internal".into(), zone)]));
+        for (address, target) in [("fd12::2", "web.berlin.acme.internal"), ("fd12::1", "alpha.berlin.acme.internal")] {
+            let name = reverse_name(ip(address));
+            assert_eq!(zones.lookup(&name), Answer::Pointer { zone: Some("0.0.0.0.0.0.0.0.2.1.d.f.ip6.arpa"), target });
+        }
     }
 
     #[test]

@@ -10,7 +10,7 @@ use std::path::Path;
 use std::process::{Command, Output};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use meshd_firewall::{Counter, Firewall, LocalWorkload, compile};
+use meshd_firewall::{Counter, Firewall, LocalWorkload, compile, relevant};
 use proptest::prelude::*;
 use proptest::strategy::ValueTree as _;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
@@ -418,27 +418,46 @@ fn established_flow_is_judged_again_when_policy_changes() {
     assert_eq!(reply, [true], "the answer of a flow that this host opened needs no declared port");
 }
 
-/// What policy says between the parties of each probe, with the addresses that they use.
+/// A party of a probe: its addresses tell the evaluator who it is.
 struct Party {
     namespace: &'static str,
-    subject: Subject,
     addresses: [IpAddr; 2],
 }
 
+/// What a peer's workload is reached at; `index` tells them apart.
+fn remote_addresses(peer: &Subject, index: u32) -> (Ipv6Addr, Ipv4Addr) {
+    let v4 = peer.ipv4.and_then(|block| block.address(5 + index)).expect("has IPv4");
+    (peer.prefix.address(0x1_0007 + index), v4)
+}
+
+/// The model with the workloads that nodes name: this node's, and a peer's first two addresses for workloads.
+fn with_workloads(mut model: Model, locals: &[LocalWorkload], labels: [Option<&str>; 2]) -> Model {
+    let (this, peer) = (model.subjects[0].clone(), model.subjects[1].clone());
+    let remote = labels.into_iter().zip(0..).map(|(label, index)| {
+        let (v6, v4) = remote_addresses(&peer, index);
+        let labels = label.map(name).into_iter().collect();
+        peer.workload(Some(name(&format!("r{index}"))), (v6, Some(v4)), labels, vec![])
+    });
+    model.subjects.extend(locals.iter().map(|local| local.subject(&this)));
+    model.subjects.extend(remote);
+    model
+}
+
 fn parties(model: &Model, locals: &[LocalWorkload]) -> Vec<Party> {
-    let this = &model.subjects[0];
-    let of = |namespace, subject: Subject, addresses| Party { namespace, subject, addresses };
+    let (this, peer) = (&model.subjects[0], &model.subjects[1]);
+    let of = |namespace, addresses| Party { namespace, addresses };
     let host = |subject: &Subject| [address(subject, true), address(subject, false)];
-    let peer = &model.subjects[1];
-    let unlisted =
-        [peer.ipv4.and_then(|block| block.address(5)).expect("has IPv4").into(), peer.prefix.address(0x1_0007).into()];
-    vec![
-        of("p", peer.clone(), host(peer)),
-        of("p", peer.unlisted(), unlisted),
-        of("h", this.clone(), host(this)),
-        of("a", locals[0].subject(this), [local_address(&locals[0], true), local_address(&locals[0], false)]),
-        of("b", locals[1].subject(this), [local_address(&locals[1], true), local_address(&locals[1], false)]),
-    ]
+    let remote = |index| {
+        let (v6, v4) = remote_addresses(peer, index);
+        [v4.into(), v6.into()]
+    };
+    let here = |local: &LocalWorkload| [local_address(local, true), local_address(local, false)];
+    // The third of the peer's workloads is named by no record.
+    let remote = (0..3).map(|index| of("p", remote(index)));
+    let mut parties =
+        vec![of("p", host(peer)), of("h", host(this)), of("a", here(&locals[0])), of("b", here(&locals[1]))];
+    parties.extend(remote);
+    parties
 }
 
 #[test]
@@ -446,20 +465,35 @@ fn workloads_are_judged_as_the_evaluator_says_on_one_node_and_across() {
     let mut runner = deterministic_runner(1);
     let this = Key([1; 32]);
     let lab = Lab::new(&models().new_tree(&mut runner).expect("generates").current());
-    let more = || (proptest::option::weighted(0.4, Just("web")), proptest::option::weighted(0.6, ports()));
-    let more = (more(), more());
+    let label = || proptest::option::weighted(0.6, Just("web"));
+    let more = || (label(), proptest::option::weighted(0.6, ports()));
+    let more = (more(), more(), label(), proptest::bool::ANY);
     let mut seen = BTreeMap::<(bool, bool), u32>::new();
-    for generation in 1..=6 {
-        let model = models().new_tree(&mut runner).expect("generates").current();
-        let ((label_a, port_a), (label_b, port_b)) = more.new_tree(&mut runner).expect("generates").current();
+    for generation in 1..=4 {
+        let mut model = models().new_tree(&mut runner).expect("generates").current();
+        // Who has a label is told apart in every case.
+        let from = Selector { labels: vec![name("web")], ..Selector::default() };
+        let services = vec![Service::Icmp, Service::Declared];
+        model.document.rules.push(Rule { name: name("web"), from, to: Selector::default(), services });
+        let ((label_a, port_a), (label_b, port_b), label_r, is_b_known) =
+            more.new_tree(&mut runner).expect("generates").current();
         let locals = [
             local(&model.subjects[0], 0, label_a, port_a.into_iter().collect()),
             local(&model.subjects[0], 1, label_b, port_b.into_iter().collect()),
         ];
-        lab.firewall().load(&compile(&model, &this, &locals, generation, &[4713])).expect("loads");
         let parties = parties(&model, &locals);
+        // Of the second workload here nothing may be known either.
+        let known = &locals[..if is_b_known { 2 } else { 1 }];
+        let model = with_workloads(model, known, [label_r, None]);
+        // What a table does not depend on may be left out.
+        let table = compile(&model, &this, known, generation, &[4713]);
+        assert_eq!(table, compile(&relevant(model.clone(), &this), &this, known, generation, &[4713]));
+        lab.firewall().load(&table).expect("loads");
         let mut expected = BTreeMap::<Counter, u64>::new();
-        for (from, to) in [(0, 3), (1, 3), (1, 2), (2, 3), (3, 2), (3, 4), (4, 3)] {
+        // Host, workloads a and b here; the peer's host, two workloads that it names and one that it does not.
+        for (from, to) in
+            [(0, 2), (4, 2), (5, 2), (6, 2), (4, 1), (6, 1), (1, 2), (1, 3), (2, 1), (2, 3), (3, 2), (3, 1), (0, 3)]
+        {
             let (from, to) = (&parties[from], &parties[to]);
             // The probes' ports are equal at both ends, so a flow of the other direction would look like an answer.
             ok(&format!("ip netns exec {} conntrack -F", lab.ns("v")));
@@ -474,13 +508,13 @@ fn workloads_are_judged_as_the_evaluator_says_on_one_node_and_across() {
             let arrived = lab.probe_between(from.namespace, to.namespace, &probes);
             assert_eq!(arrived.len(), probes.len());
             for (probe, arrived) in probes.iter().zip(arrived) {
-                let decision = model.judge(&from.subject, &to.subject, probe.flow);
+                let decision = model.evaluate(probe.source, probe.destination, probe.flow);
                 assert_eq!(
                     arrived, decision.allowed,
                     "{}: {} -> {} {:?}: evaluator says {:?}\n{locals:#?}\n{model:#?}",
                     from.namespace, probe.source, probe.destination, probe.flow, decision.reason
                 );
-                *seen.entry((decision.allowed, from.subject.node == to.subject.node)).or_default() += 1;
+                *seen.entry((decision.allowed, from.namespace != "p")).or_default() += 1;
                 *expected.entry(counter_of(&decision.reason)).or_default() += 1;
             }
         }
@@ -491,6 +525,33 @@ fn workloads_are_judged_as_the_evaluator_says_on_one_node_and_across() {
     }
     assert_eq!(seen.len(), 4, "both verdicts on one node and across: {seen:?}");
     assert!(seen.values().all(|&n| n > 20), "{seen:?}");
+}
+
+#[test]
+fn table_depends_on_nothing_but_what_is_relevant() {
+    let mut runner = deterministic_runner(1);
+    let this = Key([1; 32]);
+    let label = proptest::option::weighted(0.4, Just("web"));
+    for _ in 0..200 {
+        let model = models().new_tree(&mut runner).expect("generates").current();
+        let label = label.new_tree(&mut runner).expect("generates").current();
+        let locals = [local(&model.subjects[0], 0, label, vec![])];
+        let model = with_workloads(model, &locals, [label, None]);
+        let table = |model: &Model| compile(model, &this, &locals, 1, &[4713]);
+        let without = relevant(model.clone(), &this);
+        assert_eq!(table(&model), table(&without), "{model:#?}");
+        // What comes and goes elsewhere all day is no reason to load a table.
+        let mut other = model.clone();
+        let peer = other.subjects[1].clone();
+        let v6 = peer.prefix.address(0x1_0099);
+        let port = PortRange { protocol: Protocol::Tcp, first: 100, last: 100 };
+        other.subjects.push(peer.workload(Some(name("new")), (v6, None), vec![], vec![port]));
+        other.subjects[1].declared = vec![port];
+        for subject in &mut other.subjects {
+            (subject.member_record, subject.exposure_record) = (Hash([8; 32]), Some(Hash([9; 32])));
+        }
+        assert_eq!(relevant(other, &this), without);
+    }
 }
 
 #[test]

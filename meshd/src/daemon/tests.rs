@@ -1,5 +1,7 @@
-//! The supervisor against a task that panics. Needs root: the daemon under test makes interfaces and namespaces, so the test
-//! runs itself again in a network and mount namespace of its own.
+//! A daemon in this process: the supervisor against a task that panics, and workloads. Needs root: the daemon under test makes
+//! interfaces and namespaces, so a test runs itself again in a network and mount namespace of its own.
+
+mod workloads;
 
 use std::process::Command;
 
@@ -14,17 +16,21 @@ const PATIENCE: Duration = Duration::from_secs(20);
 
 #[test]
 fn task_that_panics_is_started_again_and_its_packet_thread_is_not_left() {
+    in_namespaces("task_that_panics_is_started_again_and_its_packet_thread_is_not_left", panic_and_come_back);
+}
+
+/// Runs the test of this name, which calls this, once more in namespaces of its own, and there `work`.
+fn in_namespaces<F: Future<Output = ()>>(test: &str, work: impl FnOnce() -> F) {
     if std::env::var_os(INSIDE).is_some() {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
-        runtime.expect("threads").block_on(panic_and_come_back());
+        runtime.expect("threads").block_on(work());
         return;
     }
-    let name = "daemon::tests::task_that_panics_is_started_again_and_its_packet_thread_is_not_left";
     let script = "mount -t tmpfs tmpfs /run && ip link set lo up && exec \"$@\"";
     let output = Command::new("unshare")
         .args(["--net", "--mount", "sh", "-c", script, "sh"])
         .arg(std::env::current_exe().expect("a test has a path"))
-        .args(["--exact", name, "--nocapture"])
+        .args(["--exact", &format!("daemon::tests::{test}"), "--nocapture"])
         .env(INSIDE, "1")
         .output()
         .expect("package util-linux");
@@ -32,15 +38,19 @@ fn task_that_panics_is_started_again_and_its_packet_thread_is_not_left() {
     assert!(output.status.success() && text.contains("1 passed"), "{text}");
 }
 
-async fn panic_and_come_back() {
-    let directory = tempfile::tempdir().expect("a directory");
+/// A daemon without a VDC.
+async fn daemon(directory: &std::path::Path) -> Daemon {
     let config = Arc::new(Config {
-        state_dir: directory.path().join("state"),
+        state_dir: directory.join("state"),
         network: Network { mdns: false, ..Network::default() },
         dns: Dns { mode: DnsMode::Off, ..Dns::default() },
         ..Config::default()
     });
-    let daemon = Daemon {
+    let (dns, events) = (Arc::new(DnsHub::new(config.dns.clone())), Events::default());
+    let token = CancellationToken::new();
+    let workloads = Workloads::open(&config, Arc::clone(&dns), events.clone(), token.child_token()).await;
+    Daemon {
+        workloads: workloads.expect("root can look after containers"),
         state: StateDir::open(&config.state_dir).expect("writable"),
         fabric: Fabric::start(&config).expect("the port is free in here"),
         started: Instant::now(),
@@ -48,17 +58,26 @@ async fn panic_and_come_back() {
         not_served: RwLock::default(),
         in_use: Mutex::default(),
         membership: Mutex::new(()),
-        token: CancellationToken::new(),
-        shared: Shared {
-            dns: Arc::new(DnsHub::new(config.dns.clone())),
-            config,
-            events: Events::default(),
-            boot_nonce: random(),
-        },
-    };
-    let name = |text: &str| Name::new(text).expect("a literal name");
-    let wish = Wish { name: name("acme"), site: name("paris"), node: name("paris1"), ipv4: None, now: system_time() };
-    let handle = daemon.serve(found(&daemon.state, wish).expect("founded").dir).await.expect("served");
+        token,
+        shared: Shared { dns, config, events, boot_nonce: random() },
+    }
+}
+
+fn name(text: &str) -> Name {
+    Name::new(text).expect("a literal name")
+}
+
+/// Founds VDC acme with node paris1 in site paris, and serves it.
+async fn founded(daemon: &Daemon, ipv4: Option<&str>) -> CoreHandle {
+    let ipv4 = ipv4.map(|block| block.parse().expect("a literal block"));
+    let wish = Wish { name: name("acme"), site: name("paris"), node: name("paris1"), ipv4, now: system_time() };
+    daemon.serve(found(&daemon.state, wish).expect("founded").dir).await.expect("served")
+}
+
+async fn panic_and_come_back() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let daemon = daemon(directory.path()).await;
+    let handle = founded(&daemon, None).await;
     assert_eq!(packet_threads(), 1);
 
     let panicked = handle.with(|_| panic!("injected by a test")).await;

@@ -9,7 +9,6 @@ use meshd_control::{DoorClient, DoorTarget};
 use meshd_dns::Zone;
 use meshd_firewall::LocalWorkload;
 use tokio::sync::oneshot;
-use vdc::address::HOST;
 use vdc::invite::{DoorRequest, DoorResponse, Hello, Link, Renew};
 use vdc::policy::Model;
 use vdc::record::ContactAddress;
@@ -17,14 +16,13 @@ use vdc::roster::{MemberView, Outcome, Standing, issue};
 use vdc::{Signed, links};
 use vdc_api as api;
 
-use super::Core;
 use super::commands::is_public;
 use super::issuing::Signer;
 use super::task::{Done, Job};
 use super::workloads::Loaded;
+use super::{Core, names};
 use crate::entropy::random;
 use crate::infra;
-use crate::views;
 
 /// A delegation with less than this left is renewed by an admin that sees it.
 const DELEGATION_RENEW_BEFORE: Duration = Duration::from_secs(90 * 86_400);
@@ -52,7 +50,7 @@ pub(super) struct Ports {
 pub(super) struct FirewallState {
     /// What the newest table was compiled from.
     compiled: Option<(Option<Model>, Vec<LocalWorkload>)>,
-    generation: u32,
+    pub(super) generation: u32,
     in_flight: bool,
     /// A newer table waits for the one in flight.
     waiting: Option<meshd_firewall::Table>,
@@ -185,25 +183,9 @@ impl Core {
     }
 
     fn refresh_names(&mut self) {
-        let hosts = self.view.reachable().map(|member| {
-            let addresses = std::iter::once(IpAddr::from(member.prefix.address(HOST)))
-                .chain(views::host_ipv4(member).map(IpAddr::from))
-                .collect();
-            (member.full_name(), addresses)
-        });
-        // A node's name comes before a workload's, so no short name of a workload is a node's.
-        let workloads = self.view.reachable().flat_map(|member| {
-            member.workloads.iter().flat_map(move |workload| {
-                let short = workload.has_short_name.then(|| format!("{}.{}", workload.name, member.site_name));
-                let long = format!("{}.{}", workload.name, member.full_name());
-                let addresses: Vec<IpAddr> =
-                    std::iter::once(IpAddr::from(workload.v6)).chain(workload.ipv4.map(IpAddr::from)).collect();
-                short.into_iter().chain([long]).map(move |name| (name, addresses.clone()))
-            })
-        });
         let mut networks = vec![(IpAddr::from(vdc::address::vdc_prefix(&self.view.vdc)), VDC_PREFIX_LENGTH)];
         networks.extend(self.view.ipv4.map(|block| (IpAddr::from(block.network()), block.length())));
-        let zone = Zone { hosts: workloads.chain(hosts).collect(), networks };
+        let zone = Zone { hosts: names::hosts(&self.view), networks };
         let interface = self.data.host_interface_index().map(|index| (index, self.data.host_addresses()));
         self.shared.dns.set_zone(self.alias.as_str(), zone, interface);
     }

@@ -11,6 +11,7 @@ mod effects;
 mod exposure;
 mod invites;
 mod issuing;
+mod names;
 mod revoked;
 mod status;
 mod task;

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use vdc::roster::Standing;
+use vdc::roster::{MemberView, Standing};
 use vdc_api as api;
 use vdc_api::{ApiError, ProblemCode, ProblemSeverity};
 
@@ -82,7 +82,8 @@ impl Core {
 
     pub(crate) fn exposure_list(&self) -> api::ExposureList {
         let own = self.own_key();
-        let mut members: Vec<_> = self.view.reachable().filter(|m| m.node == own || !m.ports().is_empty()).collect();
+        let says = |m: &&MemberView| m.node == own || !m.ports().is_empty() || !m.workloads.is_empty();
+        let mut members: Vec<_> = self.view.reachable().filter(says).collect();
         members.sort_by_key(|m| (m.node != own, m.full_name()));
         self.with_context(|context| api::ExposureList {
             vdc: context.alias.into(),

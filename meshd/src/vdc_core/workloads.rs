@@ -247,3 +247,27 @@ fn check(workloads: &[CoreWorkload], own: &MemberView) -> Result<(), ApiError> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+impl Core {
+    /// What the name server is told.
+    pub(crate) fn names_served(&self) -> std::collections::BTreeMap<String, Vec<std::net::IpAddr>> {
+        super::names::hosts(&self.view)
+    }
+
+    /// Another one for each policy table that was compiled.
+    pub(crate) fn firewall_generation(&self) -> u32 {
+        self.firewall_state.generation
+    }
+
+    /// As after a start.
+    pub(crate) fn forget_workloads(&mut self) {
+        self.workloads = Workloads::default();
+        self.refresh();
+    }
+
+    /// Whether the record is about to be signed again.
+    pub(crate) fn is_record_due(&self) -> bool {
+        self.workloads.record_due.is_some()
+    }
+}

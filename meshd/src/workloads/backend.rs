@@ -269,10 +269,8 @@ impl Follow {
             if !self.follow || over {
                 return Ok(None);
             }
-            let has_ended = |status: &tokio::sync::watch::Receiver<Snapshot>| {
-                status.borrow().phase == Phase::Exited || status.has_changed().is_err()
-            };
-            self.over = has_ended(&self.status);
+            // What was removed has no sender any more.
+            self.over = self.status.borrow().phase == Phase::Exited || self.status.has_changed().is_err();
             if !self.over {
                 tokio::time::sleep(LOG_STEP).await;
             }

@@ -221,13 +221,17 @@ impl Life {
         let place = Place {
             id: self.id,
             generation: u64::from(self.kept.restarts) + 1,
-            root: RootLayers { directory: self.image.layers_directory.clone(), layers: self.image.layers.clone() },
+            root: RootLayers {
+                directory: self.image.layers_directory.clone(),
+                layers: self.image.layers.clone(),
+                root_layer: self.image.root_layer.clone(),
+            },
             uid_base: self.kept.uid_base,
             netns,
             resolv_conf: facts.resolv_conf(),
             hosts: facts.hosts(&held, &hostname, self.spec.name.as_ref()),
             hostname,
-            volumes: self.host.volumes(&self.spec).await?,
+            volumes: self.host.volumes(self.id, &self.spec, &self.image.config.volumes).await?,
         };
         let request = self.spec.request(&self.image.config, place);
         let (driver, status) = (Arc::clone(&self.host.driver), self.status.clone());

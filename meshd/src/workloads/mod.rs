@@ -16,10 +16,14 @@ mod spec;
 mod streams;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::os::unix::fs::DirBuilderExt as _;
+use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use futures::FutureExt as _;
+use futures::future::BoxFuture;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -52,6 +56,8 @@ const WORKLOADS_MAX: usize = 4_096;
 const UID_BASE: u32 = 1 << 30;
 /// Ranges of ids that fit above it, below the kernel's last id.
 const UID_RANGES: u32 = 16_383;
+/// Before a task that failed is begun anew.
+const REVIVAL_PAUSE: Duration = Duration::from_secs(1);
 /// Digits of an id that stand for a name.
 const SHORT_ID: usize = 12;
 /// Where the parent of a container is installed, unless it lies beside the daemon.
@@ -266,7 +272,7 @@ impl Workloads {
         };
         for (id, (adopted, kept)) in mine {
             self.networks.hold(vdc, &kept.held());
-            self.restore(id, vdc, adopted, kept).await;
+            self.restore(id, vdc, adopted, kept);
         }
         // Also without any: what an earlier run of the daemon made known is withdrawn.
         if let Err(error) = self.networks.tell_core(vdc).await {
@@ -289,7 +295,7 @@ impl Workloads {
     }
 
     /// Gives a workload of before its life back.
-    async fn restore(self: &Arc<Self>, id: WorkloadId, vdc: VdcId, adopted: Option<Adopted>, kept: Kept) {
+    fn restore(self: &Arc<Self>, id: WorkloadId, vdc: VdcId, adopted: Option<Adopted>, kept: Kept) {
         let problem = |why: String| {
             self.events.push(Severity::Error, "workload-not-restored", None, None, format!("workload {id}: {why}"));
         };
@@ -338,14 +344,44 @@ impl Workloads {
             status,
             state: State::default(),
         };
-        let stop = self.stop.clone();
+        let (host, stop) = (Arc::clone(self), self.stop.clone());
         drop(self.tasks.spawn(async move {
             tokio::select! {
-                () = life.run(begin) => {}
+                // cancel-safe: what runs goes on, and what was decided is written down.
+                lived = AssertUnwindSafe(life.run(begin)).catch_unwind() => if lived.is_err() {
+                    host.revive(id, vdc).await;
+                },
+                // cancel-safe: a level.
                 () = stop.cancelled() => {}
             }
         }));
         handle
+    }
+
+    /// Begins a life anew whose task was lost to a defect: the workload itself goes on.
+    fn revive(self: Arc<Self>, id: WorkloadId, vdc: VdcId) -> BoxFuture<'static, ()> {
+        async move {
+            let text = format!("the task of workload {id} failed and is begun anew; please report what the log says");
+            self.events.push(Severity::Error, "workload-task-failed", None, None, text);
+            tokio::time::sleep(REVIVAL_PAUSE).await;
+            let (driver, shelf) = (Arc::clone(&self.driver), self.shelf.clone());
+            let found = blocking(move || {
+                let kept = shelf.load().0.into_iter().find(|(known, _)| *known == id);
+                let adopted = driver.adopt().unwrap_or_default().into_iter().find(|one| one.id == id);
+                kept.map(|(_, kept)| (kept, adopted))
+            });
+            match found.await {
+                Ok(Some((kept, adopted))) if adopted.is_some() || !kept.spec.remove => {
+                    self.restore(id, vdc, adopted, kept);
+                }
+                _ => {
+                    self.networks.withdraw(id).await;
+                    self.clear(id, false).await;
+                    self.forget(id);
+                }
+            }
+        }
+        .boxed()
     }
 
     // ---- making
@@ -433,28 +469,42 @@ impl Workloads {
         self.lock().handles.remove(&id);
     }
 
-    /// Where a workload's volumes are; named ones are made with their first user.
-    pub(crate) async fn volumes(&self, spec: &Spec) -> Result<Vec<workloads_container::Volume>, ApiError> {
+    /// Where a workload's volumes are. Named ones are made with their first user; the image's own lie with the workload
+    /// and go with it.
+    pub(crate) async fn volumes(
+        &self,
+        id: WorkloadId,
+        spec: &Spec,
+        of_image: &[String],
+    ) -> Result<Vec<workloads_container::Volume>, ApiError> {
         let mut volumes = vec![];
         for volume in &spec.volumes {
-            let (source, fresh) = match &volume.source {
+            let (source, is_ours) = match &volume.source {
                 VolumeSource::Host(path) => (path.clone(), false),
                 VolumeSource::Named(name) => (self.volumes.join(name.as_str()), true),
             };
-            let (path, made) = (source.clone(), fresh);
-            let there =
-                blocking(
-                    move || if made { std::fs::create_dir_all(&path) } else { std::fs::metadata(&path).map(drop) },
-                );
+            let path = source.clone();
+            let there = blocking(move || if is_ours { make_volume(&path) } else { std::fs::metadata(&path).map(drop) });
             there.await?.map_err(|error| {
                 let api = ApiError::bad_request("volumes", format!("the volume {} is not there", source.display()));
                 with_causes(api, Some(&error)).hint("a path of the host must exist; a name without / makes a volume")
             })?;
-            volumes.push(workloads_container::Volume {
-                source,
-                target: volume.target.clone(),
-                read_only: volume.read_only,
-            });
+            let (target, read_only) = (volume.target.clone(), volume.read_only);
+            volumes.push(workloads_container::Volume { source, target, read_only, seed: is_ours });
+        }
+        let own = self.driver.own_directory(id).join("volumes");
+        for (index, target) in of_image.iter().enumerate() {
+            let covered = |volume: &workloads_container::Volume| {
+                volume.target.trim_end_matches('/') == target.trim_end_matches('/')
+            };
+            if volumes.iter().any(covered) || target.trim_matches('/').is_empty() {
+                continue;
+            }
+            let source = own.join(index.to_string());
+            let path = source.clone();
+            let made = blocking(move || make_volume(&path)).await?;
+            made.map_err(|error| system("a volume of the image cannot be made", &error))?;
+            volumes.push(workloads_container::Volume { source, target: target.clone(), read_only: false, seed: true });
         }
         Ok(volumes)
     }
@@ -499,6 +549,17 @@ impl Workloads {
         let found = self.found.lock().unwrap_or_else(PoisonError::into_inner);
         let kept = found.values().map(|(_, kept)| kept.manifest.clone());
         registry.handles.values().map(|handle| handle.manifest.clone()).chain(kept).collect()
+    }
+}
+
+/// A directory that others cannot reach but by the volume.
+fn make_volume(path: &Path) -> std::io::Result<()> {
+    if let Some(parent) = path.parent() {
+        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(parent)?;
+    }
+    match std::fs::DirBuilder::new().mode(0o755).create(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => Err(error),
+        _ => Ok(()),
     }
 }
 

@@ -13,7 +13,7 @@ use vdc::invite::{
 };
 use vdc::record::{
     Authority, Block, BlockMatch, Contact, ContactAddress, Delegation, Estate, Exposure, Genesis, Grant, Member,
-    Policy, PortRange, Protocol, Site, Tombstone,
+    Policy, PortRange, Protocol, Site, Tombstone, WorkloadExposure,
 };
 use vdc::{
     Body, Hash, InviteId, Ipv4Block, Key, Name, Office, Role, Signed, SigningKey, SiteNumber, UnixTime, VdcId, WgKey,
@@ -41,6 +41,7 @@ fn main() -> std::io::Result<()> {
     binary("roster", &histories())?;
     overlay()?;
     shim()?;
+    image()?;
     text("name", &["paris", "a", "berlin-1"], &["", "Paris", "-a", "a.b"])?;
     text(
         "ipv4-block",
@@ -50,6 +51,100 @@ fn main() -> std::io::Result<()> {
     text("key", &[&"5a".repeat(32)], &["5a", &"zz".repeat(32)])?;
     text("port-spec", &["80", "443/tcp", "8000-8010/udp"], &["0", "80/sctp", "9-1", "+80"])?;
     text("flow-spec", &["icmp", "53/udp"], &["ICMP", "1-2"])
+}
+
+/// A header and its content, padded to whole blocks.
+fn member(name: &str, flag: u8, link: &str, content: &[u8]) -> Vec<u8> {
+    let mut header = [0_u8; 512];
+    let mut put = |at: usize, bytes: &[u8]| header[at..at + bytes.len()].copy_from_slice(bytes);
+    put(0, name.as_bytes());
+    put(100, b"0000644\x000000000\x000000000\0");
+    put(124, format!("{:011o}\x0000000000000\0", content.len()).as_bytes());
+    put(148, b"        ");
+    put(156, &[flag]);
+    put(157, link.as_bytes());
+    put(257, b"ustar\x0000");
+    put(329, b"0000001\x000000003\0");
+    let sum: u32 = header.iter().map(|byte| u32::from(*byte)).sum();
+    header[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+    let mut bytes = [&header, content].concat();
+    bytes.resize(bytes.len().next_multiple_of(512), 0);
+    bytes
+}
+
+fn image() -> std::io::Result<()> {
+    const ABC: &str = "sha256:ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+    let end = vec![0; 1_024];
+    let tree = [
+        member("etc/", b'5', "", b""),
+        member("etc/passwd", b'0', "", b"root"),
+        member("link", b'2', "etc", b""),
+        member("same", b'1', "etc/passwd", b""),
+        member("null", b'3', "", b""),
+        member("etc/.wh.old", b'0', "", b""),
+        end.clone(),
+    ];
+    let records: &[u8] = b"18 path=n/\xc3\xa4/deep\n27 mtime=1234567890.123456\n27 SCHILY.xattr.user.a=b=c\n";
+    let pax = [member("pax", b'x', "", records), member("short", b'0', "", b"1"), end.clone()];
+    let sparse_records: &[u8] =
+        b"22 GNU.sparse.major=1\n22 GNU.sparse.minor=0\n21 GNU.sparse.name=f\n27 GNU.sparse.realsize=100\n";
+    let mut map = b"2\n0\n1\n99\n1\n".to_vec();
+    map.resize(512, 0);
+    map.extend_from_slice(b"ab");
+    let sparse = [member("pax", b'x', "", sparse_records), member("g/f", b'0', "", &map), end.clone()];
+    let long = [member("l", b'L', "", &[b'n'; 300]), member("short", b'0', "", b"1"), end.clone()];
+    // "abc" in one stored block of gzip and one raw block of zstd, no tars: only the way into them is walked.
+    let gzip = b"\x1f\x8b\x08\0\0\0\0\0\0\xff\x01\x03\0\xfc\xffabc\xc2\x41\x24\x35\x03\0\0\0".to_vec();
+    let zstd = b"\x28\xb5\x2f\xfd\x20\x03\x19\0\0abc".to_vec();
+    let layers = [
+        ("tree", tree.concat()),
+        ("pax", pax.concat()),
+        ("sparse", sparse.concat()),
+        ("long-name", long.concat()),
+        ("gzip", gzip),
+        ("zstd", zstd),
+    ];
+    binary("oci-layer", &layers)?;
+    let old = r#"[{"Config":"c.json","RepoTags":["a:1"],"Layers":["0/layer.tar"]}]"#;
+    let archive = [
+        member("manifest.json", b'0', "", old.as_bytes()),
+        member("c.json", b'0', "", b"{}"),
+        member("0/layer.tar", b'2', "../1/layer.tar", b""),
+        end,
+    ];
+    binary("docker-archive", &[("old", archive.concat())])?;
+    let of = |kind: &str, size: u64| {
+        format!(r#"{{"mediaType":"application/vnd.oci.image.{kind}","digest":"{ABC}","size":{size}"#)
+    };
+    let manifest = format!(
+        r#"{{"schemaVersion":2,"config":{}}},"layers":[{}}}]}}"#,
+        of("config.v1+json", 3),
+        of("layer.v1.tar+gzip", 4)
+    );
+    let index = format!(
+        r#"{{"schemaVersion":2,"manifests":[{},"platform":{{"os":"linux","architecture":"arm","variant":"v6"}}}}]}}"#,
+        of("manifest.v1+json", 5)
+    );
+    let config = format!(
+        r#"{{"architecture":"amd64","os":"linux","rootfs":{{"type":"layers","diff_ids":["{ABC}"]}},"config":{}}}"#,
+        r#"{"User":"1:2","Env":["A=b"],"Cmd":["sh"],"Volumes":{"/data":{}},"StopSignal":"RTMIN+3","ExposedPorts":{"53/udp":{}},"Healthcheck":{"Test":["CMD","x"],"Interval":1}}"#
+    );
+    let documents = [("image", manifest), ("index", index), ("configuration", config)];
+    binary("oci-manifest", &documents.map(|(name, text)| (name, text.into_bytes())))?;
+    text(
+        "image-reference",
+        &["debian", "localhost:5000/a/b:1", "[::1]:5000/a", &format!("a.example/x__y/z:v1@{ABC}")],
+        &["", "a//b", "Debian", "a:", "a@sha256:00", "http://a.example/b", "a..b"],
+    )?;
+    text(
+        "www-authenticate",
+        &[
+            r#"Bearer realm="https://auth.example/token",service="registry.example",scope="repository:a/b:pull""#,
+            r#"Basic realm="with \"quotes\" and \\""#,
+            "Negotiate YWJj==, Basic realm=x , Digest",
+        ],
+        &["", "realm=x", "Basic realm=\"x", "Basic realm=x, realm=y", "Basic a=b c", "Bearer \"x\""],
+    )
 }
 
 fn shim() -> std::io::Result<()> {
@@ -235,7 +330,8 @@ fn records(owner: &SigningKey) -> Vec<(&'static str, Vec<u8>)> {
                 door_port: Some(7947),
             }),
         ),
-        ("exposure", Body::Exposure(Exposure { node, serial: 1, ports: vec![port] })),
+        ("exposure", Body::Exposure(Exposure { node, serial: 1, ports: vec![port], workloads: vec![] })),
+        ("exposure-workloads", Body::Exposure(Exposure { node, serial: 2, ports: vec![port], workloads: workloads() })),
         (
             "tombstone",
             Body::Tombstone(Tombstone {
@@ -319,6 +415,8 @@ fn histories() -> Vec<(&'static str, Vec<u8>)> {
     };
     let port = PortRange { protocol: Protocol::Udp, first: 1, last: 9 };
     let exposure = Body::Exposure(Exposure { node: key(4), serial: 1, ports: vec![port], workloads: vec![] });
+    let exposed =
+        |n: u8, serial| Body::Exposure(Exposure { node: key(n), serial, ports: vec![], workloads: workloads() });
     vec![
         (
             "displaced",
@@ -328,7 +426,23 @@ fn histories() -> Vec<(&'static str, Vec<u8>)> {
             "revived",
             said(vec![(2, 1, registrar(3, 1)), (3, 3, member(4, 1, 1)), (0, 0, close(2)), (1, 1, registrar(3, 1))]),
         ),
+        (
+            "workloads",
+            said(vec![(1, 2, member(4, 1, 1)), (4, 4, exposed(4, 1)), (1, 4, exposed(1, 1)), (4, 4, exposed(4, 2))]),
+        ),
         ("mutual", said(vec![(1, 1, close(2)), (2, 1, close(1)), (1, 2, member(4, 1, 1)), (0, 0, close(1))])),
+    ]
+}
+
+fn workloads() -> Vec<WorkloadExposure> {
+    let name = |text| Name::new(text).expect("a literal name");
+    let port = PortRange { protocol: Protocol::Tcp, first: 80, last: 80 };
+    let workload =
+        |text, offset, ipv4, ports, labels| WorkloadExposure { name: name(text), offset, ipv4, ports, labels };
+    let address = Some(Ipv4Addr::new(10, 64, 0, 2));
+    vec![
+        workload("paris1", 0x1_0001, None, vec![], vec![]),
+        workload("web", 0x1_0000, address, vec![port], vec![name("front")]),
     ]
 }
 

@@ -3,6 +3,7 @@
 //! A [`Target`] must survive any input, and checks more than that: what it accepts has exactly one encoding, which is the
 //! input. The replay test below is part of every test run; the search for new inputs is the binary `fuzz`.
 
+mod image;
 mod roster;
 
 pub use roster::Statement;
@@ -15,6 +16,7 @@ use std::str::FromStr;
 use vdc::invite::{DoorRequest, DoorResponse, Invite, InviteState};
 use vdc::{Ipv4Block, Key, Name, Signed, VdcId, codec, peer, policy, sync};
 use vdc_api::{FlowSpec, PortSpec};
+use workloads_image::Reference;
 use workloads_wire::{frame, log, message};
 
 /// One decoder under test.
@@ -31,15 +33,19 @@ pub struct Target {
 
 /// Every decoder, ascending by name.
 pub const TARGETS: &[Target] = &[
+    Target { name: "docker-archive", run: image::archive },
     Target { name: "door-request", run: |bytes| canonical(bytes, DoorRequest::decode, DoorRequest::encode) },
     Target { name: "door-response", run: |bytes| canonical(bytes, DoorResponse::decode, DoorResponse::encode) },
     Target { name: "flow-spec", run: parsed_and_written::<FlowSpec> },
+    Target { name: "image-reference", run: parsed_and_written::<Reference> },
     Target { name: "invite", run: invite },
     Target { name: "invite-state", run: |bytes| canonical(bytes, InviteState::decode, InviteState::encode) },
     Target { name: "ipv4-block", run: parsed_and_written::<Ipv4Block> },
     Target { name: "key", run: parsed_and_written::<Key> },
     Target { name: "log-record", run: log_record },
     Target { name: "name", run: parsed_and_written::<Name> },
+    Target { name: "oci-layer", run: image::layer },
+    Target { name: "oci-manifest", run: image::document },
     Target { name: "overlay-demux", run: overlay::classify },
     Target { name: "overlay-packet", run: overlay::parse },
     Target { name: "overlay-script", run: overlay::play },
@@ -55,6 +61,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "shim-exit", run: shim_message::<message::Exit> },
     Target { name: "stream-frame", run: stream_frame },
     Target { name: "sync-message", run: |bytes| canonical(bytes, sync::Message::decode, sync::Message::encode) },
+    Target { name: "www-authenticate", run: image::challenges },
 ];
 
 /// The target of that name.

@@ -56,8 +56,8 @@ pub use node::{
 pub use openapi::openapi;
 pub use ping::{PingEvent, PingQuery};
 pub use policy::{
-    BlockCreate, BlockList, BlockView, ExplainQuery, ExplainStep, Explanation, ExposureChange, ExposureList,
-    ExposureView, PartyView, RecordView, StepVerdict,
+    BlockCreate, BlockList, BlockView, ExplainQuery, ExplainStep, Explanation, ExposedWorkload, ExposureChange,
+    ExposureList, ExposureView, PartyKind, PartyView, RecordView, StepVerdict,
 };
 pub use port::{FlowSpec, PortSpec, PortSpecError, Transport};
 pub use site::{SiteAdd, SiteAdded, SiteList, SiteView};

@@ -19,7 +19,7 @@ pub struct ExposureChange {
 pub struct ExposureList {
     /// Local name of the VDC.
     pub vdc: String,
-    /// This node first, then the others that declared something.
+    /// This node first, then the others that declared something or have workloads.
     pub exposures: Vec<ExposureView>,
 }
 
@@ -29,10 +29,28 @@ pub struct ExposureView {
     pub site: String,
     pub fqdn: String,
     pub local: bool,
-    /// Ascending.
+    /// Of the host. Ascending.
     pub ports: Vec<String>,
+    /// The node's workloads that have a name, ascending by it.
+    #[serde(default)]
+    pub workloads: Vec<ExposedWorkload>,
     /// The exposure record, if one was ever signed.
     pub record: Option<RecordView>,
+}
+
+/// A workload that its node makes known to the VDC.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ExposedWorkload {
+    pub name: String,
+    /// `WORKLOAD.SITE.VDC.internal`, or `WORKLOAD.NODE.SITE.VDC.internal` if the short name is somebody else's.
+    #[schema(example = "web.berlin.acme.internal")]
+    pub fqdn: String,
+    pub ipv6: String,
+    pub ipv4: Option<String>,
+    /// What it may be reached at. Ascending.
+    pub ports: Vec<String>,
+    /// Those of its labels that count: its node must have been granted them.
+    pub labels: Vec<String>,
 }
 
 /// Signs a block: deny-only, works with the rest of the VDC out of reach, lasts until lifted. What is absent matches
@@ -75,7 +93,7 @@ pub struct BlockView {
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub struct ExplainQuery {
-    /// Node (name, `NAME.SITE`, key prefix) or overlay address.
+    /// Node (name, `NAME.SITE`, key prefix), workload (`WORKLOAD.SITE`, `WORKLOAD.NODE.SITE`) or overlay address.
     pub source: String,
     pub destination: String,
     /// [`crate::FlowSpec`] text: `80`, `53/udp`, `icmp`.
@@ -106,10 +124,26 @@ pub struct PartyView {
     pub asked: String,
     /// None if no reachable member is meant.
     pub node: Option<String>,
+    /// What of the node is meant.
+    #[serde(default)]
+    pub kind: PartyKind,
+    /// The workload's name, if it has one that is known.
+    #[serde(default)]
+    pub workload: Option<String>,
     pub site: Option<String>,
     pub address: Option<String>,
+    /// None of a workload.
     pub roles: Vec<String>,
     pub labels: Vec<String>,
+}
+
+/// What of a node a flow comes from or goes to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum PartyKind {
+    #[default]
+    Host,
+    Workload,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]

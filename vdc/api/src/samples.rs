@@ -2,12 +2,13 @@
 
 use crate::{
     Addresses, BlockList, BlockView, CandidateView, Connected, ControlLinkView, DataPathView, DnsState, DnsView,
-    EventList, EventView, ExplainStep, Explanation, ExposureList, ExposureView, Health, HealthState, InviteCreated,
-    InviteList, InviteState, InviteView, IssuedList, IssuedView, JoinEvent, Joined, Left, LinkState, LinkView,
-    ListenView, MembershipView, NodeList, NodeRevoked, NodeView, NotServedView, PartyView, PathKind, PathView,
-    PeerList, PeerView, PingEvent, Problem, ProblemCode, ProblemSeverity, Reachability, ReachabilityVerdict,
-    RecordView, RecoveryKey, RedemptionView, Renewed, RosterView, Severity, SiteAdded, SiteList, SiteView, Standing,
-    Status, StepState, StepVerdict, StepView, VdcCreated, VdcList, VdcRecovered, VdcStatus, VdcView, Version,
+    EventList, EventView, ExplainStep, Explanation, ExposedWorkload, ExposureList, ExposureView, Health, HealthState,
+    InviteCreated, InviteList, InviteState, InviteView, IssuedList, IssuedView, JoinEvent, Joined, Left, LinkState,
+    LinkView, ListenView, MembershipView, NodeList, NodeRevoked, NodeView, NotServedView, PartyKind, PartyView,
+    PathKind, PathView, PeerList, PeerView, PingEvent, Problem, ProblemCode, ProblemSeverity, Reachability,
+    ReachabilityVerdict, RecordView, RecoveryKey, RedemptionView, Renewed, RosterView, Severity, SiteAdded, SiteList,
+    SiteView, Standing, Status, StepState, StepVerdict, StepView, VdcCreated, VdcList, VdcRecovered, VdcStatus,
+    VdcView, Version,
 };
 
 #[must_use]
@@ -499,6 +500,7 @@ pub fn renewed() -> Renewed {
 pub fn exposure_list() -> ExposureList {
     let of = |node: NodeView| ExposureView {
         record: (!node.exposed.is_empty()).then(|| record("exposure", 9)),
+        workloads: if node.local { vec![] } else { vec![exposed_workload()] },
         node: node.name,
         site: node.site,
         fqdn: node.fqdn,
@@ -506,6 +508,19 @@ pub fn exposure_list() -> ExposureList {
         ports: node.exposed,
     };
     ExposureList { vdc: "acme".into(), exposures: vec![of(node_paris()), of(node_berlin())] }
+}
+
+/// A workload of [`node_berlin`].
+#[must_use]
+pub fn exposed_workload() -> ExposedWorkload {
+    ExposedWorkload {
+        name: "web".into(),
+        fqdn: "web.berlin.acme.internal".into(),
+        ipv6: "fd5a:3c71:9e02:2:a1b2:c3d2:1:0".into(),
+        ipv4: Some("10.64.32.18".into()),
+        ports: vec!["80/tcp".into()],
+        labels: vec!["front".into()],
+    }
 }
 
 #[must_use]
@@ -531,6 +546,8 @@ pub fn explanation() -> Explanation {
     let party = |asked: &str, node: NodeView| PartyView {
         asked: asked.into(),
         node: Some(node.name),
+        kind: PartyKind::Host,
+        workload: None,
         site: Some(node.site),
         address: Some(node.addresses.ipv6),
         roles: node.roles,

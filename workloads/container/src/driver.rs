@@ -29,7 +29,7 @@ use crate::request::{
 use crate::shim::Happenings;
 use crate::user::{self, ResolvedUser, find_user};
 use crate::wire::{self, Command, Event};
-use crate::{caps, exitfile, limits, rootfs, seccomp, serve, shim};
+use crate::{caps, exitfile, limits, rootfs, seccomp, seed, serve, shim};
 
 /// What the kernel's number of CAP_SYS_RESOURCE is.
 const SYS_RESOURCE: u64 = 24;
@@ -284,10 +284,14 @@ impl Driver {
             directory: &place.run,
             layer_directory: &request.root.directory,
             layers: &request.root.layers,
+            root_layer: request.root.root_layer.as_deref(),
             state: &place.state,
             id_map: id_map.as_ref().zip(base).map(|(namespace, base)| (namespace.as_fd(), base)),
             volatile: request.remove,
         })?;
+        for volume in request.volumes.iter().filter(|volume| volume.seed) {
+            seed::fill(&root, &volume.target, &volume.source, base.unwrap_or(0)).at("fill a volume")?;
+        }
         let sysfs = place.run.join("sys");
         rootfs::mount_sysfs(&request.netns, &sysfs)?;
         let user = look_up(&root, &request.user)?;
@@ -544,6 +548,12 @@ impl Driver {
             Launcher::Shim(_) => shim::reap(&self.place(id).run, limit),
             Launcher::External(_) => Ok(()),
         }
+    }
+
+    /// Where what belongs to a container alone is kept, beside what it wrote.
+    #[must_use]
+    pub fn own_directory(&self, id: WorkloadId) -> PathBuf {
+        self.place(id).state
     }
 
     /// Where the segments of a container's log are.

@@ -20,6 +20,7 @@ mod process;
 mod request;
 mod rootfs;
 mod seccomp;
+mod seed;
 mod serve;
 mod shim;
 mod sys;

@@ -48,6 +48,9 @@ pub struct RootLayers {
     pub directory: PathBuf,
     /// Names in `directory`, bottom first.
     pub layers: Vec<String>,
+    /// Which of them says whose the root directory is and with which mode; without one it is root's, and everybody's to
+    /// read.
+    pub root_layer: Option<String>,
 }
 
 /// What a container is kept to. A limit that the host cannot hold it to is left out and told in [`Started`].
@@ -96,6 +99,8 @@ pub struct Volume {
     /// In the container, absolute.
     pub target: String,
     pub read_only: bool,
+    /// An empty one gets what the image has there.
+    pub seed: bool,
 }
 
 /// A port of the host, bound and never served.

@@ -36,6 +36,8 @@ pub(crate) struct Root<'a> {
     /// The directory of all layers, and the names in it, bottom first.
     pub(crate) layer_directory: &'a Path,
     pub(crate) layers: &'a [String],
+    /// The layer that the root directory looks like.
+    pub(crate) root_layer: Option<&'a str>,
     /// Where `upper` and `work` are kept.
     pub(crate) state: &'a Path,
     /// The user namespace and the first id, where the container has one.
@@ -49,7 +51,10 @@ pub(crate) struct Root<'a> {
 /// # Errors
 /// The step that failed; nothing stays mounted then.
 pub(crate) fn mount_root(root: &Root<'_>) -> Result<PathBuf, StepError> {
-    if root.layers.len() > LAYERS_MAX || root.layers.iter().any(|name| !is_layer_name(name)) {
+    if root.layers.len() > LAYERS_MAX
+        || root.layers.iter().any(|name| !is_layer_name(name))
+        || root.root_layer.is_some_and(|name| !is_layer_name(name))
+    {
         return Err(StepError::new("look at the layers", io::Error::from(io::ErrorKind::InvalidInput)));
     }
     let target = root.directory.join("root");
@@ -71,14 +76,14 @@ pub(crate) fn mount_root(root: &Root<'_>) -> Result<PathBuf, StepError> {
     Ok(target)
 }
 
-/// `upper` and `work`, owned by the container's root; the root directory looks like the one of the topmost layer.
+/// `upper` and `work`, owned by the container's root; the root directory looks like the one of the root layer.
 fn prepare_state(root: &Root<'_>) -> Result<(PathBuf, PathBuf), StepError> {
     let (upper, work) = (root.state.join("upper"), root.state.join("work"));
     let base = root.id_map.map_or(0, |(_, base)| base);
     if !upper.try_exists().at("look for the upper directory")? {
-        let (uid, gid, mode) = match root.layers.last() {
+        let (uid, gid, mode) = match root.root_layer {
             Some(top) => {
-                let top = fs::metadata(root.layer_directory.join(top)).at("look at the topmost layer")?;
+                let top = fs::metadata(root.layer_directory.join(top)).at("look at the root layer")?;
                 (top.uid(), top.gid(), top.mode() & 0o7777)
             }
             None => (0, 0, 0o755),

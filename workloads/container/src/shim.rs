@@ -224,7 +224,9 @@ impl Happenings {
     /// # Errors
     /// The process has no descriptors left.
     pub fn socket(&self) -> io::Result<std::os::unix::net::UnixDatagram> {
-        self.0.0.try_clone().map(Into::into)
+        let socket = std::os::unix::net::UnixDatagram::from(self.0.0.try_clone()?);
+        socket.set_nonblocking(true)?;
+        Ok(socket)
     }
 
     /// What was told next; nothing when nothing more was told up to now.
@@ -265,7 +267,6 @@ impl Happenings {
         }
     }
 }
-
 
 /// The shim of a container, where it lives. Its lock is not tried: who tries a lock holds it for a moment, and a shim that
 /// starts in that moment would give up.

@@ -68,7 +68,11 @@ impl Scene {
         StartRequest {
             id: WorkloadId([7; 16]),
             generation: 3,
-            root: RootLayers { directory: self.directory.path().join("layers"), layers: vec!["base".to_owned()] },
+            root: RootLayers {
+                directory: self.directory.path().join("layers"),
+                layers: vec!["base".to_owned()],
+                root_layer: Some("base".to_owned()),
+            },
             args: args.map(|arg| arg.as_bytes().to_vec()).to_vec(),
             env: vec![("COLOUR".to_owned(), "light blue".to_owned())],
             workdir: "/tmp".to_owned(),
@@ -352,8 +356,8 @@ fn volumes_show_the_containers_own_ids() {
             "ls -ln /data/mine > /out; cat /fixed >> /out; echo new > /data/new; echo x > /fixed || echo ro >> /out";
         let mut request = scene.request(script);
         request.volumes = vec![
-            Volume { source: writable.clone(), target: "/data".to_owned(), read_only: false },
-            Volume { source: fixed.clone(), target: "/fixed".to_owned(), read_only: true },
+            Volume { source: writable.clone(), target: "/data".to_owned(), read_only: false, seed: false },
+            Volume { source: fixed.clone(), target: "/fixed".to_owned(), read_only: true, seed: false },
         ];
         let (code, out) = scene.outcome(driver, &request);
         assert_eq!(code, 0, "{out}");
@@ -524,7 +528,8 @@ fn files_go_out_and_in_with_volumes_and_owners() {
         let data = scene.directory.path().join("data");
         fs::create_dir(&data).unwrap();
         let mut request = scene.request("echo text > /data/file; touch /ready; sleep 600");
-        request.volumes = vec![Volume { source: data.clone(), target: "/data".to_owned(), read_only: false }];
+        request.volumes =
+            vec![Volume { source: data.clone(), target: "/data".to_owned(), read_only: false, seed: false }];
         driver.start(&request).unwrap();
         wait_until(|| scene.upper(request.id).join("ready").exists());
         let out = driver.copy(request.id, Copy::Out, Path::new("/data/file")).unwrap();

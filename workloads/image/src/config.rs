@@ -371,3 +371,130 @@ pub fn signal(text: &str) -> Option<u8> {
     };
     SIGNALS.iter().position(|known| *known == name).and_then(|index| u8::try_from(index + 1).ok())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(config: serde_json::Value) -> Result<ImageConfig, ConfigError> {
+        let document = serde_json::json!({ "rootfs": { "type": "layers", "diff_ids": [] }, "config": config });
+        decode(document.to_string().as_bytes()).map(|config| config.image)
+    }
+
+    #[test]
+    fn everything_that_an_image_says_is_read() {
+        let image = read(serde_json::json!({
+            "User": "app:www",
+            "ExposedPorts": { "80/tcp": {}, "53/udp": {}, "443": {}, "5/sctp": {}, "0/tcp": {}, "+9/tcp": {}, "x": {} },
+            "Env": ["PATH=/bin", "EMPTY=", "LONE", "PATH=/sbin", "A=b=c"],
+            "Entrypoint": ["/init", "--"],
+            "Cmd": "sh",
+            "Volumes": { "/data/": {}, "var//lib": {}, "/data": {} },
+            "WorkingDir": "srv/./app/",
+            "Labels": { "b": "2", "a": "1" },
+            "StopSignal": "SIGQUIT",
+            "Healthcheck": { "Test": ["CMD-SHELL", "exit 0"], "Interval": 5_000_000_000_i64, "Retries": 0 },
+            "Shell": ["/bin/bash", "-ec"],
+            "OnBuild": null,
+        }));
+        let pairs = |pairs: &[(&str, &str)]| -> Vec<(String, String)> {
+            pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
+        };
+        let expected = ImageConfig {
+            entrypoint: vec!["/init".to_owned(), "--".to_owned()],
+            command: vec!["sh".to_owned()],
+            env: pairs(&[("PATH", "/sbin"), ("EMPTY", ""), ("LONE", ""), ("A", "b=c")]),
+            workdir: "/srv/app".to_owned(),
+            user: "app:www".to_owned(),
+            volumes: vec!["/data".to_owned(), "/var/lib".to_owned()],
+            stop_signal: Some(3),
+            exposed: vec![(53, true), (80, false), (443, false)],
+            health: Some(HealthCheck {
+                args: ["/bin/bash", "-ec", "exit 0"].map(str::to_owned).to_vec(),
+                interval: Duration::from_secs(5),
+                timeout: Duration::from_secs(30),
+                retries: 3,
+                start_period: Duration::ZERO,
+            }),
+            labels: pairs(&[("a", "1"), ("b", "2")]),
+        };
+        assert_eq!(image.expect("it is read"), expected);
+    }
+
+    #[test]
+    fn what_an_image_does_not_say_is_nothing() {
+        let nulls = serde_json::json!({
+            "User": null, "ExposedPorts": null, "Env": null, "Entrypoint": null, "Cmd": null, "Volumes": null,
+            "WorkingDir": null, "Labels": null, "StopSignal": "", "Healthcheck": { "Test": ["NONE"] },
+        });
+        let nothing = ImageConfig { workdir: "/".to_owned(), ..ImageConfig::default() };
+        for config in [nulls, serde_json::json!({}), serde_json::Value::Null] {
+            assert_eq!(read(config).expect("it is read"), nothing);
+        }
+    }
+
+    #[test]
+    fn what_could_not_be_run_is_refused_by_its_name() {
+        for (config, wrong) in [
+            (serde_json::json!({ "WorkingDir": "/a/../../b" }), "WorkingDir"),
+            (serde_json::json!({ "WorkingDir": "a\u{0}" }), "WorkingDir"),
+            (serde_json::json!({ "Volumes": { "/": {} } }), "Volumes"),
+            (serde_json::json!({ "Volumes": { "../x": {} } }), "Volumes"),
+            (serde_json::json!({ "Env": ["=x"] }), "Env"),
+            (serde_json::json!({ "Env": ["A=\u{0}"] }), "Env"),
+            (serde_json::json!({ "Env": vec!["A=1"; ENTRIES_MAX + 1] }), "Env"),
+            (serde_json::json!({ "Cmd": ["x".repeat(TEXT_BYTES_MAX + 1)] }), "Cmd"),
+            (serde_json::json!({ "StopSignal": "SIGNONE" }), "StopSignal"),
+            (serde_json::json!({ "Healthcheck": { "Test": ["RUN", "x"] } }), "Healthcheck"),
+            (serde_json::json!({ "Healthcheck": { "Test": ["CMD", "x"], "Interval": -1 } }), "Healthcheck"),
+            (serde_json::json!({ "Healthcheck": { "Test": ["CMD", "x"], "Retries": -1 } }), "Healthcheck"),
+        ] {
+            match read(config) {
+                Err(ConfigError::Field { field, .. }) => assert_eq!(field, wrong),
+                other => panic!("{wrong}: {other:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn document_without_layers_of_its_own_kind_is_refused() {
+        let digest = "sha256:zz";
+        for (document, fits) in [
+            (r#"{"config":{}}"#.to_owned(), "missing field `rootfs`"),
+            (r#"{"rootfs":{"type":"blocks"}}"#.to_owned(), "rootfs.type"),
+            (format!(r#"{{"rootfs":{{"type":"layers","diff_ids":["{digest}"]}}}}"#), "diff_ids"),
+        ] {
+            let error = decode(document.as_bytes()).expect_err("it is refused");
+            let source = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
+            assert!(format!("{error} {source}").contains(fits), "{error}: {source}");
+        }
+    }
+
+    #[test]
+    fn signals_have_numbers_and_names() {
+        for (text, number) in [
+            ("15", Some(15)),
+            ("TERM", Some(15)),
+            ("SIGTERM", Some(15)),
+            ("sigterm", Some(15)),
+            ("SIGSYS", Some(31)),
+            ("SIGRTMIN", Some(34)),
+            ("SIGRTMIN+3", Some(37)),
+            ("RTMAX-1", Some(63)),
+            ("SIGRTMAX", Some(64)),
+            ("IOT", Some(6)),
+            ("0", None),
+            ("65", None),
+            ("300", None),
+            ("-1", None),
+            ("+9", None),
+            ("SIGRTMIN+31", None),
+            ("SIGRTMAX-31", None),
+            ("SIGRTMIN3", None),
+            ("SIG", None),
+            ("", None),
+        ] {
+            assert_eq!(signal(text), number, "{text:?}");
+        }
+    }
+}

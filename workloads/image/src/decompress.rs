@@ -19,11 +19,14 @@ const RATIO_FREE_BYTES: u64 = 16 << 20;
 /// # Errors
 ///
 /// What the source says when it is asked for its first bytes.
-pub(crate) fn plain<'a>(mut source: impl BufRead + 'a) -> io::Result<Box<dyn Read + 'a>> {
-    let head = source.fill_buf()?;
+pub fn plain<'a>(mut source: impl BufRead + 'a) -> io::Result<Box<dyn Read + 'a>> {
+    // A source may give its first bytes one by one.
+    let mut head = Vec::with_capacity(4);
+    (&mut source).take(4).read_to_end(&mut head)?;
+    let source = io::Cursor::new(head.clone()).chain(source);
     Ok(if head.starts_with(&[0x1f, 0x8b]) {
         Box::new(MultiGzDecoder::new(source))
-    } else if head.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]) || is_skippable(head) {
+    } else if head.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]) || is_skippable(&head) {
         Box::new(Zstd::new(source))
     } else {
         Box::new(source)

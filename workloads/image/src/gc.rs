@@ -39,7 +39,7 @@ impl Images {
             // Renames alone, so the index may be held: nothing may pin a layer between the question and the rename.
             let mut index = shared.index.lock();
             let used: BTreeSet<&String> =
-                index.images.values().flat_map(|stored| &stored.layers).chain(index.pinned.keys()).collect();
+                index.images.values().flat_map(|stored| &stored.kept).chain(index.pinned.keys()).collect();
             let unused: Vec<String> = index.layers.keys().filter(|name| !used.contains(name)).cloned().collect();
             for name in unused {
                 moved.push(shared.move_layer_away(&name)?);

@@ -18,7 +18,7 @@ use crate::error::ImageError;
 use crate::lower::Lower;
 use crate::manifest::{self, Descriptor, Document, Manifest, ManifestError, Platform};
 use crate::store::{
-    Image, LayerFacts, Shared, Stored, at, canonical, chain_ids, chain_name, each_once, free_name, random_name, verify,
+    Image, LayerFacts, Shared, Stored, at, canonical, chain_ids, chain_name, free_name, random_name, verify,
 };
 use crate::tar::TarError;
 use crate::unpack::{UnpackError, unpack};
@@ -317,8 +317,9 @@ impl Ingest {
                 index.layers.insert(name.clone(), *facts);
             }
         }
-        let names = each_once(layers.into_iter().map(|(name, _)| name).collect());
-        let stored = Stored { manifest: self.manifest.clone(), config: self.config.clone(), layers: names };
+        let kept: Vec<String> = layers.into_iter().map(|(name, _)| name).collect();
+        let names = index.stack(kept.clone());
+        let stored = Stored { manifest: self.manifest.clone(), config: self.config.clone(), layers: names, kept };
         index.images.insert(self.digest.clone(), Arc::new(stored));
         if let Some(reference) = reference {
             index.references.insert(reference, self.digest.clone());

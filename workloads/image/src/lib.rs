@@ -7,7 +7,7 @@ pub mod archive;
 mod auth;
 pub mod challenge;
 pub mod config;
-mod decompress;
+pub mod decompress;
 pub mod digest;
 mod error;
 mod fault;

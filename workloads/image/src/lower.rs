@@ -73,7 +73,7 @@ impl Lower {
 fn probe(root: &OwnedFd, path: &[u8]) -> io::Result<Probe> {
     let mut directory = open_beneath(root, b"", OFlags::RDONLY | OFlags::DIRECTORY)?;
     let mut parts = path.split(|byte| *byte == b'/').peekable();
-    let mut opaque = false;
+    let mut opaque = is_opaque(&directory)?;
     while let Some(part) = parts.next() {
         let stat = match rustix::fs::statat(&directory, part, AtFlags::SYMLINK_NOFOLLOW) {
             Ok(stat) => stat,

@@ -460,3 +460,174 @@ impl fmt::Display for Platform {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DIGEST: &str = "sha256:ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+
+    fn image(change: impl Fn(&mut serde_json::Value)) -> Vec<u8> {
+        let mut manifest = serde_json::json!({
+            "schemaVersion": 2,
+            "mediaType": OCI_MANIFEST,
+            "config": { "mediaType": OCI_CONFIG, "digest": DIGEST, "size": 7 },
+            "layers": [{ "mediaType": LAYER_TYPES[1], "digest": DIGEST, "size": 3 }],
+        });
+        change(&mut manifest);
+        manifest.to_string().into_bytes()
+    }
+
+    fn index(platforms: &[(&str, &str, Option<&str>)]) -> Index {
+        let entries: Vec<_> = platforms
+            .iter()
+            .enumerate()
+            .map(|(size, (os, architecture, variant))| {
+                let platform = serde_json::json!({ "os": os, "architecture": architecture, "variant": variant });
+                serde_json::json!({ "mediaType": OCI_MANIFEST, "digest": DIGEST, "size": size, "platform": platform })
+            })
+            .collect();
+        let document = serde_json::json!({ "schemaVersion": 2, "manifests": entries }).to_string();
+        match decode(document.as_bytes(), Some(OCI_INDEX)) {
+            Ok(Document::Index(index)) => index,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn image_of_either_family_is_read() {
+        let docker = image(|manifest| {
+            manifest["mediaType"] = DOCKER_MANIFEST.into();
+            manifest["config"]["mediaType"] = DOCKER_CONFIG.into();
+            manifest["layers"][0]["mediaType"] = LAYER_TYPES[7].into();
+        });
+        let silent = image(|manifest| drop(manifest.as_object_mut().map(|members| members.remove("mediaType"))));
+        for (bytes, announced) in [
+            (image(|_| {}), None),
+            (image(|_| {}), Some("application/vnd.oci.image.manifest.v1+json; charset=utf-8")),
+            (image(|_| {}), Some("application/octet-stream")),
+            (docker, Some(DOCKER_MANIFEST)),
+            (silent.clone(), Some(OCI_MANIFEST)),
+            (silent, None),
+        ] {
+            match decode(&bytes, announced) {
+                Ok(Document::Manifest(manifest)) => {
+                    assert_eq!((manifest.config.size_bytes, manifest.layers[0].size_bytes), (7, 3));
+                }
+                other => panic!("{announced:?}: {other:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn document_that_could_be_read_in_two_ways_is_refused() {
+        let both = image(|manifest| manifest["manifests"] = serde_json::json!([]));
+        let neither = br#"{"schemaVersion":2}"#.to_vec();
+        let half = image(|manifest| drop(manifest.as_object_mut().map(|members| members.remove("config"))));
+        let index_by_name = image(|manifest| manifest["mediaType"] = OCI_INDEX.into());
+        for (bytes, announced) in [
+            (both, None),
+            (neither, None),
+            (half, None),
+            (index_by_name, None),
+            (image(|_| {}), Some(DOCKER_MANIFEST)),
+            (image(|_| {}), Some(OCI_INDEX)),
+        ] {
+            let error = decode(&bytes, announced).expect_err("it is refused");
+            assert!(matches!(error, ManifestError::Contradiction { .. }), "{error:?}");
+        }
+        let twice = br#"{"schemaVersion":2,"layers":[],"layers":[]}"#;
+        assert!(matches!(decode(twice, None), Err(ManifestError::Json(_))));
+    }
+
+    #[test]
+    fn what_cannot_be_run_is_refused_with_what_it_is() {
+        let set = |path: &'static str, value: serde_json::Value| {
+            image(move |manifest| *manifest.pointer_mut(path).expect("it is there") = value.clone())
+        };
+        let check = |bytes: Vec<u8>, fits: fn(&ManifestError) -> bool| {
+            let error = decode(&bytes, None).expect_err("it is refused");
+            assert!(fits(&error), "{error:?}");
+        };
+        check(set("/schemaVersion", 1.into()), |error| matches!(error, ManifestError::SchemaOne));
+        check(set("/schemaVersion", 3.into()), |error| matches!(error, ManifestError::Schema { version: 3 }));
+        check(set("/mediaType", "text/html".into()), |error| matches!(error, ManifestError::MediaType { .. }));
+        let chart = "application/vnd.cncf.helm.config.v1+json";
+        check(set("/config/mediaType", chart.into()), |error| matches!(error, ManifestError::Artifact { .. }));
+        let encrypted = format!("{}+encrypted", LAYER_TYPES[1]);
+        check(set("/layers/0/mediaType", encrypted.into()), |error| matches!(error, ManifestError::LayerType { .. }));
+        check(set("/layers/0/digest", "sha256:../../x".into()), |error| matches!(error, ManifestError::Digest { .. }));
+        check(set("/layers/0/size", (-1).into()), |error| matches!(error, ManifestError::Size { size: -1, .. }));
+        check(set("/config/size", (9 << 20).into()), |error| matches!(error, ManifestError::Size { .. }));
+        let layer = serde_json::json!({ "mediaType": LAYER_TYPES[0], "digest": DIGEST, "size": 1 });
+        let layers = vec![layer; LAYERS_MAX + 1];
+        check(set("/layers", layers.into()), |error| matches!(error, ManifestError::TooMany { of: "layers", .. }));
+        check(vec![b' '; (4 << 20) + 1], |error| matches!(error, ManifestError::TooLong { .. }));
+        check(b"<html>".to_vec(), |error| matches!(error, ManifestError::Json(_)));
+        let old = decode(b"{}", Some("application/vnd.docker.distribution.manifest.v1+prettyjws"));
+        assert!(matches!(old, Err(ManifestError::SchemaOne)));
+    }
+
+    #[test]
+    fn entry_for_the_machine_is_chosen() {
+        let machine = |architecture: &str, variant: Option<&str>| {
+            let variant = variant.map(str::to_owned);
+            Platform { os: "linux".to_owned(), architecture: architecture.to_owned(), variant }.normalized()
+        };
+        let offered: [(&str, &str, Option<&str>); 9] = [
+            ("windows", "amd64", None),
+            ("linux", "amd64", Some("v3")),
+            ("linux", "amd64", None),
+            ("linux", "arm", Some("v5")),
+            ("linux", "arm", Some("v7")),
+            ("linux", "arm", Some("v6")),
+            ("linux", "arm64", None),
+            ("linux", "arm64", Some("v9")),
+            ("linux", "386", None),
+        ];
+        let index = index(&offered);
+        for (wanted, entry) in [
+            (machine("amd64", None), 2),
+            (machine("x86_64", Some("v1")), 2),
+            (machine("amd64", Some("v3")), 1),
+            (machine("amd64", Some("v2")), 2),
+            (machine("arm64", Some("v8")), 6),
+            (machine("aarch64", None), 6),
+            (machine("arm64", Some("v9")), 7),
+            (machine("arm", None), 4),
+            (machine("arm", Some("v6")), 5),
+            (machine("arm", Some("v8")), 4),
+            (machine("386", None), 8),
+        ] {
+            assert_eq!(index.choose(&wanted).map(|entry| entry.size_bytes).ok(), Some(entry), "{wanted}");
+        }
+        let error = index.choose(&machine("riscv64", None)).expect_err("nothing fits");
+        assert!(error.to_string().contains("linux/arm64/v8"), "{error}");
+    }
+
+    #[test]
+    fn statements_about_an_image_are_not_the_image() {
+        let entry = |platform: serde_json::Value, annotations: serde_json::Value| {
+            let kind = OCI_MANIFEST;
+            serde_json::json!({ "mediaType": kind, "digest": DIGEST, "size": 1, "platform": platform, "annotations": annotations })
+        };
+        let unknown = serde_json::json!({ "os": "unknown", "architecture": "unknown" });
+        let about = serde_json::json!({ "vnd.docker.reference.type": "attestation-manifest" });
+        let nothing = serde_json::Value::Null;
+        let read = |entries: Vec<serde_json::Value>| {
+            let document = serde_json::json!({ "schemaVersion": 2, "manifests": entries }).to_string();
+            match decode(document.as_bytes(), None) {
+                Ok(Document::Index(index)) => index,
+                other => panic!("{other:?}"),
+            }
+        };
+        // Only one entry is an image, and it does not say of which machine.
+        let index = read(vec![entry(unknown.clone(), about.clone()), entry(nothing.clone(), nothing.clone())]);
+        assert!(index.choose(&Platform::host()).is_ok());
+        let index = read(vec![entry(unknown, about)]);
+        let error = index.choose(&Platform::host()).expect_err("none is an image");
+        assert!(error.to_string().contains("no machine at all"), "{error}");
+        let index = read(vec![entry(nothing.clone(), nothing.clone()), entry(nothing.clone(), nothing)]);
+        assert!(index.choose(&Platform::host()).is_err(), "which of the two?");
+    }
+}

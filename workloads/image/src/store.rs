@@ -36,7 +36,7 @@ const MANIFESTS: &str = "manifests";
 const CONFIGS: &str = "configs";
 const REFERENCES: &str = "references";
 const TMP: &str = "tmp";
-/// How a layer's directory says that it is whole, and what it is: bytes, and whether it says whose the root is.
+/// How a layer's directory says that it is whole, and what it is: bytes of content, and the marks of [`LayerFacts`].
 const FACTS: &str = "trusted.meshd.layer";
 /// Fewest digits by which a manifest is found.
 const PREFIX_DIGITS_MIN: usize = 12;
@@ -131,14 +131,17 @@ pub(crate) struct Index {
 pub(crate) struct Stored {
     pub(crate) manifest: Manifest,
     pub(crate) config: Config,
-    /// Bottom first, each once.
+    /// Those that overlayfs stacks, bottom first.
     pub(crate) layers: Vec<String>,
+    /// All, as the configuration lists them. What another layer hides is kept: a registry is not asked for it again.
+    pub(crate) kept: Vec<String>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct LayerFacts {
     pub(crate) bytes: u64,
     pub(crate) has_root: bool,
+    pub(crate) hides_all: bool,
 }
 
 /// Puts the path to what the kernel says.
@@ -292,6 +295,18 @@ impl Index {
         self.references.iter().filter(|(_, named)| *named == digest).map(|(name, _)| name.clone()).collect()
     }
 
+    /// The layers as overlayfs takes them, bottom first. It takes none twice: of one that comes again the upper one does
+    /// all that the lower would. And it looks for no mark on a root, so what a root hides is left out.
+    pub(crate) fn stack(&self, names: Vec<String>) -> Vec<String> {
+        let hides_all = |name: &String| self.layers.get(name).is_some_and(|facts| facts.hides_all);
+        let bottom = names.iter().rposition(hides_all).unwrap_or(0);
+        let mut seen = BTreeSet::new();
+        let mut kept: Vec<String> =
+            names.into_iter().skip(bottom).rev().filter(|name| seen.insert(name.clone())).collect();
+        kept.reverse();
+        kept
+    }
+
     pub(crate) fn pin(&mut self, name: &str) {
         *self.pinned.entry(name.to_owned()).or_default() += 1;
     }
@@ -345,14 +360,6 @@ pub(crate) fn chain_ids(diff_ids: &[Digest]) -> Vec<Digest> {
         chain.push(id);
     }
     chain
-}
-
-/// Overlayfs takes no layer twice. Of one that comes again the upper one does all that the lower would.
-pub(crate) fn each_once(names: Vec<String>) -> Vec<String> {
-    let mut seen = BTreeSet::new();
-    let mut kept: Vec<String> = names.into_iter().rev().filter(|name| seen.insert(name.clone())).collect();
-    kept.reverse();
-    kept
 }
 
 fn is_layer_name(name: &str) -> bool {
@@ -457,7 +464,7 @@ impl Shared {
         for name in entries(&self.root.join(CONFIGS))?.into_iter().filter(|name| !configs.contains(name)) {
             self.discard(CONFIGS, &name)?;
         }
-        let used: BTreeSet<&String> = index.images.values().flat_map(|stored| &stored.layers).collect();
+        let used: BTreeSet<&String> = index.images.values().flat_map(|stored| &stored.kept).collect();
         let unused: Vec<String> = index.layers.keys().filter(|name| !used.contains(name)).cloned().collect();
         for name in unused {
             self.discard(LAYERS, &name)?;
@@ -481,15 +488,20 @@ impl Shared {
             Err(error) => return at(&path, "reading what the layer is", Err(error)),
         };
         Ok(std::str::from_utf8(&value[..count]).ok().and_then(|text| {
-            let (bytes, root) = text.split_once(' ')?;
-            Some(LayerFacts { bytes: bytes.parse().ok()?, has_root: root == "root" })
+            let mut words = text.split(' ');
+            let bytes = words.next()?.parse().ok()?;
+            let marks: Vec<&str> = words.collect();
+            Some(LayerFacts { bytes, has_root: marks.contains(&"root"), hides_all: marks.contains(&"hides-all") })
         }))
     }
 
     /// Marks a layer that is whole.
     pub(crate) fn write_facts(path: &Path, directory: &OwnedFd, done: &Unpacked) -> Result<LayerFacts, ImageError> {
-        let facts = LayerFacts { bytes: done.bytes, has_root: done.has_root };
-        let text = format!("{} {}", facts.bytes, if facts.has_root { "root" } else { "-" });
+        let facts = LayerFacts { bytes: done.bytes, has_root: done.has_root, hides_all: done.hides_all };
+        let mut text = facts.bytes.to_string();
+        for (mark, is_set) in [(" root", facts.has_root), (" hides-all", facts.hides_all)] {
+            text.push_str(if is_set { mark } else { "" });
+        }
         let set = rustix::fs::fsetxattr(directory, FACTS, text.as_bytes(), XattrFlags::empty());
         at(path, "marking the layer as whole: the disk must have extended attributes, and this process be root", set)?;
         Ok(facts)
@@ -507,7 +519,7 @@ impl Shared {
         let Some(bytes) = read_config(&path, &manifest.config.digest)? else { return Ok(None) };
         let Ok(config) = config::decode(&bytes) else { return Ok(None) };
         let layers: Option<Vec<String>> = index.layers_of(&config.diff_ids).into_iter().collect();
-        Ok(layers.map(|layers| Stored { manifest, config, layers: each_once(layers) }))
+        Ok(layers.map(|kept| Stored { manifest, config, layers: index.stack(kept.clone()), kept }))
     }
 
     /// Makes something vanish at once; what it holds is removed behind it.

@@ -640,3 +640,65 @@ fn read_some(source: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_of_headers() {
+        for (field, value) in [
+            (&b"0000644\0"[..], Some(0o644)),
+            (b"   644 \0", Some(0o644)),
+            (b"\0\0\0\0", Some(0)),
+            (b"        ", Some(0)),
+            (b"12 34567", None),
+            (b"0000008\0", None),
+            (b"-1\0\0\0\0\0\0", None),
+            (b"\x80\0\0\0\0\0\x01\0", Some(256)),
+            (b"\xff\xff\xff\xff\xff\xff\xff\xfe", Some(-2)),
+            (b"\x80\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff", None),
+        ] {
+            assert_eq!(number(field), value, "{field:?}");
+        }
+    }
+
+    #[test]
+    fn times_of_extended_headers() {
+        for (text, value) in [
+            ("0", Some((0, 0))),
+            ("1.5", Some((1, 500_000_000))),
+            ("1.", Some((1, 0))),
+            (".25", Some((0, 250_000_000))),
+            ("-1.5", Some((-2, 500_000_000))),
+            ("-3", Some((-3, 0))),
+            ("1.1234567899", Some((1, 123_456_789))),
+            ("9223372036854775808", None),
+            ("1.x", None),
+            ("1e9", None),
+            ("--1", None),
+        ] {
+            assert_eq!(time(text.as_bytes()), value, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn records_of_extended_headers() {
+        let read = |bytes: &'static [u8]| {
+            let record = pax_record(bytes);
+            record.map(|(key, value, rest)| (String::from_utf8_lossy(key).into_owned(), value.to_vec(), rest.len()))
+        };
+        assert_eq!(read(b"8 a=b=c\nrest"), Some(("a".to_owned(), b"b=c".to_vec(), 4)));
+        assert_eq!(read(b"9 a=b=c\n\n"), Some(("a".to_owned(), b"b=c\n".to_vec(), 0)));
+        assert_eq!(read(b"5 a=\n"), Some(("a".to_owned(), Vec::new(), 0)));
+        for bad in [&b"5 a=b"[..], b"99999999999 a=b\n", b"3 \n", b"4 =\n", b"x a=b\n", b"", b" a=b\n", b"5 abc\n"] {
+            assert_eq!(read(bad), None, "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn names_in_messages_are_short_and_harmless() {
+        assert_eq!(Name::new(b"a\x1b[31m\n\xff").to_string(), "\"a\\u{1b}[31m\\n\u{fffd}\"");
+        assert!(Name::new(&[b'x'; 4_096]).to_string().len() < 200);
+    }
+}

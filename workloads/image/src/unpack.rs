@@ -69,6 +69,9 @@ pub struct Unpacked {
     pub used_lower: bool,
     /// Whether the layer says whose the root is; if not, the one below decides.
     pub has_root: bool,
+    /// Whether nothing of the layers below shows at all. Overlayfs does not look for that mark on a root, so the layers
+    /// below must be left out of the stack.
+    pub hides_all: bool,
     /// Extended attributes that no image may set here, and were left out.
     pub attributes_dropped: u64,
 }
@@ -178,6 +181,7 @@ pub fn unpack(
         last_parent: None,
         whiteouts: BTreeSet::new(),
         opaque: BTreeSet::new(),
+        implied: BTreeSet::new(),
         directories: Vec::new(),
         kept_bytes: 0,
         buffer: vec![0; 128 << 10],
@@ -207,6 +211,9 @@ struct Layer<'a> {
     whiteouts: BTreeSet<Vec<u8>>,
     /// Directories below which nothing of the lower layers shows.
     opaque: BTreeSet<Vec<u8>>,
+    /// What the layer itself does not list and is here all the same: directories on the way to what it lists, files that
+    /// it gives another name. A whiteout of them deletes them.
+    implied: BTreeSet<Vec<u8>>,
     /// Directories and their times, which change with every entry in them and are set at the end.
     directories: Vec<(Vec<u8>, (i64, u32))>,
     kept_bytes: usize,
@@ -272,6 +279,9 @@ impl Layer<'_> {
             let root = Rc::clone(&self.root);
             return self.finish_directory(entry, Vec::new(), &root);
         };
+        if above.iter().any(|part| part.starts_with(WHITEOUT_META)) {
+            return Ok(());
+        }
         if above.iter().any(|part| part.starts_with(WHITEOUT)) {
             return refuse(&entry.path, Problem::Whiteout);
         }
@@ -393,7 +403,8 @@ impl Layer<'_> {
                     )?;
                     let made = host(entry, "opening its directory", self.open_directory(&path))?;
                     host(entry, "making its directory", rustix::fs::fchmod(&made, Mode::from_raw_mode(0o755)))?;
-                    self.directories.push((path, (0, 0)));
+                    self.directories.push((path.clone(), (0, 0)));
+                    self.implied.insert(path);
                     resolved.push(part);
                 }
                 Seen::Nothing => return Ok(None),
@@ -479,11 +490,13 @@ impl Layer<'_> {
         let from = host(entry, "opening its directory in a lower layer", from)?;
         host(entry, "copying its directory", copy_metadata(&from, &made, &found.stat))?;
         self.directories.push((path.to_vec(), modified(&found.stat)));
+        self.implied.insert(path.to_vec());
         Ok(())
     }
 
     /// Makes way: an entry of the same name that came earlier in this layer goes. Returns whether a directory stays.
     fn make_way(&mut self, entry: &[u8], place: &Place, for_directory: bool) -> Result<bool, UnpackError> {
+        self.implied.remove(&place.path());
         let stat = match rustix::fs::statat(&place.parent, place.name.as_slice(), AtFlags::SYMLINK_NOFOLLOW) {
             Ok(stat) => stat,
             Err(Errno::NOENT) => return Ok(false),
@@ -505,8 +518,10 @@ impl Layer<'_> {
         }
         self.last_parent = None;
         // Of a directory that is gone, nothing is to be said at the end; what lies below shows neither way.
-        let below = [place.path().as_slice(), b"/"].concat();
-        self.opaque.retain(|path| !path.starts_with(&below) && *path != below[..below.len() - 1]);
+        let path = place.path();
+        self.opaque.remove(&path);
+        take_below(&mut self.opaque, &path);
+        take_below(&mut self.implied, &path);
         host(entry, "removing an earlier directory of its name", remove_tree(&place.parent, &place.name))?;
         Ok(false)
     }
@@ -659,6 +674,8 @@ impl Layer<'_> {
     /// Copies a file of a lower layer to its own path in this one, with all that it is.
     fn copy_up(&mut self, entry: &Entry, to: &Place, found: &Found) -> Result<(), UnpackError> {
         const STEP: &str = "copying the file that it names from a lower layer";
+        self.keep(&to.path())?;
+        self.implied.insert(to.path());
         let root = self.lower.layer(found);
         let stat = &found.stat;
         let kind = FileType::from_raw_mode(stat.st_mode);
@@ -715,6 +732,8 @@ impl Layer<'_> {
         if name == OPAQUE_MARK {
             if let Some(place) = self.place(&entry.path, above, b"x", true)? {
                 self.keep(&place.directory)?;
+                // Whoever says that a directory hides what is below says that it is there.
+                self.implied.remove(&place.directory);
                 self.opaque.insert(place.directory);
             }
             return Ok(());
@@ -738,57 +757,101 @@ impl Layer<'_> {
 
     /// Deletions and times: what must not depend on the order of the entries.
     fn finish(mut self) -> Result<Unpacked, UnpackError> {
-        let whiteouts = std::mem::take(&mut self.whiteouts);
-        for path in &whiteouts {
-            let (directory, name) = split(path);
-            // The directory may have become something else by a later entry: then it hides what was below.
-            let parent = match self.open_directory(directory) {
-                Ok(parent) => parent,
-                Err(Errno::NOENT | Errno::LOOP | Errno::NOTDIR) => continue,
-                Err(error) => return host(path, "opening the directory of a whiteout", Err(error)),
-            };
-            match rustix::fs::statat(&parent, name, AtFlags::SYMLINK_NOFOLLOW) {
-                Err(Errno::NOENT) => {
-                    let hidden = self.opaque.iter().any(|above| {
-                        above.is_empty()
-                            || path.strip_prefix(above.as_slice()).is_some_and(|rest| rest.first() == Some(&b'/'))
-                    });
-                    if !hidden {
-                        let kind = FileType::CharacterDevice;
-                        let made = rustix::fs::mknodat(&parent, name, kind, Mode::empty(), 0);
-                        host(path, "making a whiteout", made)?;
-                    }
-                }
-                // Deleted below and made anew here: only a directory would mix with what was.
-                Ok(stat) if FileType::from_raw_mode(stat.st_mode) == FileType::Directory => {
-                    self.opaque.insert(path.clone());
-                }
-                Ok(_) => {}
-                Err(error) => return host(path, "looking at the path of a whiteout", Err(error)),
-            }
+        let opaque = std::mem::take(&mut self.opaque);
+        for path in &opaque {
+            self.prune_below(path)?;
+        }
+        self.done.hides_all = opaque.contains(b"".as_slice());
+        self.opaque = opaque;
+        // A directory comes before what is in it.
+        for path in std::mem::take(&mut self.whiteouts) {
+            self.delete(&path)?;
         }
         for path in &self.opaque {
-            match self.open_directory(path) {
-                Ok(directory) => {
-                    let set = rustix::fs::fsetxattr(&directory, OPAQUE, b"y", XattrFlags::empty());
-                    host(path, "making the directory opaque", set)?;
-                }
-                Err(Errno::NOENT | Errno::LOOP | Errno::NOTDIR) => {}
-                Err(error) => return host(path, "opening an opaque directory", Err(error)),
-            }
+            let Some(directory) = self.open_if_directory(path)? else { continue };
+            let set = rustix::fs::fsetxattr(&directory, OPAQUE, b"y", XattrFlags::empty());
+            host(path, "making the directory opaque", set)?;
         }
         for (path, mtime) in &self.directories {
-            match self.open_directory(path) {
-                Ok(directory) => {
-                    host(path, "setting its time", rustix::fs::futimens(&directory, &times(*mtime)))?;
-                }
-                // A later entry took its place.
-                Err(Errno::NOENT | Errno::LOOP | Errno::NOTDIR) => {}
-                Err(error) => return host(path, "opening a directory for its time", Err(error)),
-            }
+            let Some(directory) = self.open_if_directory(path)? else { continue };
+            host(path, "setting its time", rustix::fs::futimens(&directory, &times(*mtime)))?;
         }
         Ok(self.done)
     }
+
+    /// A directory of this layer, unless a later entry took its place.
+    fn open_if_directory(&self, path: &[u8]) -> Result<Option<OwnedFd>, UnpackError> {
+        match self.open_directory(path) {
+            Ok(directory) => Ok(Some(directory)),
+            Err(Errno::NOENT | Errno::LOOP | Errno::NOTDIR) => Ok(None),
+            Err(error) => host(path, "opening the directory", Err(error)),
+        }
+    }
+
+    /// Makes a whiteout good: deletes what is below, and keeps what the layer itself lists.
+    fn delete(&mut self, path: &[u8]) -> Result<(), UnpackError> {
+        let (directory, name) = split(path);
+        let Some(parent) = self.open_if_directory(directory)? else { return Ok(()) };
+        if self.implied.remove(path) {
+            self.prune_below(path)?;
+            self.prune(&parent, path)?;
+        }
+        match rustix::fs::statat(&parent, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Err(Errno::NOENT) => {
+                // In an opaque directory there is nothing to delete, and a deletion would show as a broken file.
+                let slashes = path.iter().enumerate().filter(|(_, byte)| **byte == b'/').map(|(index, _)| index);
+                if std::iter::once(0).chain(slashes).any(|end| self.opaque.contains(&path[..end])) {
+                    return Ok(());
+                }
+                let made = rustix::fs::mknodat(&parent, name, FileType::CharacterDevice, Mode::empty(), 0);
+                host(path, "making a whiteout", made)
+            }
+            // Deleted below and listed here: only a directory would mix with what was.
+            Ok(stat) if FileType::from_raw_mode(stat.st_mode) == FileType::Directory => {
+                self.opaque.insert(path.to_vec());
+                self.prune_below(path)
+            }
+            Ok(_) => Ok(()),
+            Err(error) => host(path, "looking at the path of a whiteout", Err(error)),
+        }
+    }
+
+    /// Removes what is in a directory and was not listed, but for what something listed needs.
+    fn prune_below(&mut self, path: &[u8]) -> Result<(), UnpackError> {
+        // Deepest first: a directory may be empty once what was in it is gone.
+        for path in take_below(&mut self.implied, path).iter().rev() {
+            if let Some(parent) = self.open_if_directory(split(path).0)? {
+                self.prune(&parent, path)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn prune(&self, parent: &OwnedFd, path: &[u8]) -> Result<(), UnpackError> {
+        let name = split(path).1;
+        let flags = match rustix::fs::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) if FileType::from_raw_mode(stat.st_mode) == FileType::Directory => AtFlags::REMOVEDIR,
+            Ok(_) => AtFlags::empty(),
+            Err(Errno::NOENT) => return Ok(()),
+            Err(error) => return host(path, "looking at what a whiteout deletes", Err(error)),
+        };
+        match rustix::fs::unlinkat(parent, name, flags) {
+            Ok(()) | Err(Errno::NOTEMPTY | Errno::EXIST) => Ok(()),
+            Err(error) => host(path, "removing what a whiteout deletes", Err(error)),
+        }
+    }
+}
+
+/// Takes all paths out of a set that are below a directory.
+fn take_below(paths: &mut BTreeSet<Vec<u8>>, directory: &[u8]) -> BTreeSet<Vec<u8>> {
+    if directory.is_empty() {
+        return std::mem::take(paths);
+    }
+    // '0' follows '/', so these two enclose what has the directory before a slash.
+    let mut below = paths.split_off([directory, b"/"].concat().as_slice());
+    let mut after = below.split_off([directory, b"0"].concat().as_slice());
+    paths.append(&mut after);
+    below
 }
 
 /// Directory and last part of a path.

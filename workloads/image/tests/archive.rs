@@ -96,7 +96,7 @@ fn old_archive(layers: &[Vec<u8>], tags: &[&str], damage: impl Fn(String) -> Str
 }
 
 fn import_archive(images: &Images, path: &Path, bytes: &[u8]) -> Result<Image, ImageError> {
-    fs::write(path, bytes).expect("written");
+    assert!(fs::write(path, bytes).is_ok(), "{} cannot be written", path.display());
     images.import_archive(path, None, &mut |_| {})
 }
 

@@ -10,7 +10,7 @@ use nix::unistd::mkfifo;
 use rustix::fs::XattrFlags;
 use workloads_image::{Digest, Images};
 
-use crate::build::{Blob, layout, run, store};
+use crate::build::{Blob, Header, Tarball, layout, run, store};
 use crate::tree;
 
 /// A root of a small system with one of everything.
@@ -139,6 +139,55 @@ fn tars_of_gnu_tar_unpack_to_the_tree_they_were_made_of() {
         ],
     );
     tree::assert_same(&tree::of_image(&image, scratch.path()), &tree::read(&plain));
+}
+
+#[test]
+fn layers_by_hand_show_the_tree_that_umoci_unpacks() {
+    let base = Tarball::new()
+        .directory("./")
+        .entry(Header::new("usr/", b'5', 0).mode(0o711).owner(1, 2), b"")
+        .entry(Header::new("usr/lib/", b'5', 0).mode(0o750).owner(3, 4), b"")
+        .symlink("lib", "usr/lib")
+        .symlink("abs", "/usr/lib")
+        .file("usr/lib/old", b"old")
+        .entry(Header::new("usr/lib/tool", b'0', 4).mode(0o4711).owner(5, 6), b"tool")
+        .directory("data/")
+        .file("data/a", b"a")
+        .directory("data/sub/")
+        .file("data/sub/b", b"b")
+        .directory("gone/")
+        .file("gone/x", b"x")
+        .directory("anew/")
+        .file("anew/x", b"x")
+        .file("plain", b"plain")
+        .end();
+    let upper = Tarball::new()
+        // Through links of the layer below, relative, absolute and upwards.
+        .file("lib/new", b"new")
+        .file("abs/absolute", b"absolute")
+        .symlink("usr/up", "../../..")
+        .file("usr/up/at-the-root", b"root")
+        .hard_link("usr/tool", "lib/tool")
+        .file("lib/.wh.old", b"")
+        .file("data/.wh..wh..opq", b"")
+        .file("data/c", b"c")
+        .file(".wh.gone", b"")
+        .file(".wh.anew", b"")
+        .directory("anew/")
+        .file("anew/y", b"y")
+        .directory("plain")
+        .file("plain/z", b"z")
+        .end();
+    let work = tempfile::tempdir().expect("a directory");
+    let layout_path = work.path().join("layout");
+    layout(&layout_path, "hand", &[Blob::gzip(&base), Blob::tar(&upper)]);
+    let images = store(&work.path().join("images"));
+    let image = images.import_layout(&layout_path, Some("hand"), &mut |_| {}).expect("it is imported");
+    let theirs = work.path().join("theirs");
+    run("umoci", "umoci", &["unpack", "--image", &format!("{}:hand", text(&layout_path)), text(&theirs)]);
+    let (ours, theirs) = (tree::of_image(&image, work.path()), tree::read(&theirs.join("rootfs")));
+    assert_eq!(tree::shown(&ours).get("usr/lib/absolute").map(String::as_str), Some("file absolute"));
+    tree::assert_same(&ours, &theirs);
 }
 
 /// A layout with a base by GNU tar and a second layer by umoci.

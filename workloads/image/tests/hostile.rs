@@ -6,6 +6,8 @@ use std::io::{self, Read};
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
+use proptest::prelude::*;
+use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 use workloads_image::unpack::Problem;
 use workloads_image::{Bomb, Digest, DigestError, ImageError, Images, Limits, StoreOptions, UnpackError};
 
@@ -325,7 +327,7 @@ fn whiteouts_in_any_order() {
         // What a file hid, a directory of its name does not show again.
         (Tarball::new().file("d", b"x").directory("d"), &[("d", "d+o")]),
         // What AUFS keeps for itself is nobody's.
-        (Tarball::new().file(".wh..wh.plnk", b"").directory(".wh..wh.orph"), &[]),
+        (Tarball::new().directory(".wh..wh.plnk").file(".wh..wh.plnk/1.2", b"").directory(".wh..wh.orph"), &[]),
     ];
     for (tar, expected) in table {
         check(&upper(tar), expected);
@@ -604,6 +606,25 @@ fn members_and_frames_are_read_to_the_last() {
 }
 
 #[test]
+fn source_that_gives_one_byte_at_a_time_is_read_all_the_same() {
+    struct Slow<'a>(&'a [u8]);
+    impl Read for Slow<'_> {
+        fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+            let most = buffer.len().min(1);
+            self.0.read(&mut buffer[..most])
+        }
+    }
+    let tar = Tarball::new().file("x", b"1").end();
+    for blob in [Blob::tar(&tar), Blob::gzip(&tar), Blob::zstd(&tar)] {
+        let bench = Bench::new();
+        let (manifest, config) = documents(std::slice::from_ref(&blob), "x");
+        let mut ingest = bench.images.begin(manifest, config).expect("it begins");
+        ingest.layer(0, Slow(&blob.bytes)).expect("it unpacks");
+        ingest.commit(None).expect("stored");
+    }
+}
+
+#[test]
 fn what_follows_the_end_of_the_tar_counts_for_its_digest() {
     let mut tar = Tarball::new().file("x", b"1").end();
     tar.extend_from_slice(&[0; 9_000]);
@@ -641,4 +662,53 @@ fn layers_come_bottom_first() {
     assert!(matches!(ingest.layer(1, blobs[1].bytes.as_slice()), Err(ImageError::Order { index: 0 })));
     assert!(matches!(ingest.commit(None), Err(ImageError::Order { index: 0 })));
     bench.is_empty();
+}
+
+/// Names and targets that try to lead to `outside`.
+fn hostile_entry(outside: &str) -> impl Strategy<Value = Header> + use<> {
+    let parts = ["a", "b", "..", ".", "", ".wh.a", ".wh..wh..opq", "link", outside];
+    let name = prop::collection::vec(prop::sample::select(parts.map(str::to_owned).to_vec()), 1..5)
+        .prop_map(|parts| parts.join("/"));
+    let up = format!("../../../../../../../..{outside}");
+    let target = prop_oneof![Just(outside.to_owned()), Just(up), Just(format!("{outside}/canary")), name.clone()];
+    let flag = prop::sample::select(vec![b'0', b'1', b'2', b'2', b'2', b'3', b'5', b'5', b'6']);
+    (name, target, flag, 0..8_u64).prop_map(|(name, target, flag, device)| {
+        Header::new(&name, flag, 0).link(&target[..target.len().min(100)]).device(device / 4, device % 4)
+    })
+}
+
+#[test]
+fn no_layer_touches_what_is_outside_of_it() {
+    let outside = tempfile::tempdir().expect("a directory");
+    let canary = outside.path().join("canary");
+    fs::write(&canary, b"alive").expect("written");
+    let state = || {
+        let canary = fs::symlink_metadata(&canary).expect("it is there");
+        let around = fs::symlink_metadata(outside.path()).expect("it is there");
+        let names: Vec<_> =
+            fs::read_dir(outside.path()).expect("a directory").map(|e| e.expect("one").file_name()).collect();
+        let facts = |found: &fs::Metadata| {
+            (found.mode(), found.uid(), found.ino(), found.nlink(), found.mtime_nsec(), found.ctime_nsec())
+        };
+        (facts(&canary), facts(&around), names)
+    };
+    let before = state();
+    let entry = hostile_entry(outside.path().to_str().expect("UTF-8"));
+    let layers = prop::collection::vec(prop::collection::vec(entry, 1..12), 1..3);
+    let config = Config { cases: 500, failure_persistence: None, ..Config::default() };
+    let mut runner = TestRunner::new_with_rng(config, TestRng::deterministic_rng(RngAlgorithm::ChaCha));
+    let outcome = runner.run(&layers, |layers| {
+        let bench = Bench::new();
+        let tars: Vec<Vec<u8>> = layers
+            .iter()
+            .map(|entries| entries.iter().fold(Tarball::new(), |tar, entry| tar.entry(entry.clone(), b"")).end())
+            .collect();
+        let refused = bench.unpack(&tars).is_err();
+        prop_assert!(state() == before, "something outside was touched");
+        if refused {
+            bench.is_empty();
+        }
+        Ok(())
+    });
+    outcome.unwrap_or_else(|error| panic!("{error}"));
 }

@@ -6,6 +6,7 @@ mod build;
 mod conformance;
 mod debian_registry;
 mod hostile;
+mod model;
 mod registry;
 mod rogue;
 mod store;

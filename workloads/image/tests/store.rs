@@ -4,6 +4,8 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use workloads_image::{Digest, ImageError, Images, Limits, Platform, StoreOptions};
@@ -157,10 +159,26 @@ fn collection_takes_what_has_no_name_and_no_use() {
     assert!(new.layers_directory.join(&new.layers[0]).join("file").exists());
     let freed = images.gc(&BTreeSet::new()).expect("collected");
     assert_eq!((freed.images.len(), freed.layers, freed.bytes), (2, 3, 11));
-    assert_eq!(images.list(), [kept.clone()]);
+    assert_eq!(images.list(), std::slice::from_ref(&kept));
     assert_eq!(counts(directory.path()), [2, 1, 1, 1, 0]);
     drop(images);
     assert_eq!(store(directory.path()).list(), [kept]);
+}
+
+#[test]
+fn layer_that_hides_all_is_the_bottom_and_the_hidden_ones_stay() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let images = store(directory.path());
+    let hiding = Blob::gzip(&Tarball::new().file(".wh..wh..opq", b"").file("new", b"1").end());
+    let image = put(&images, &[blob("hidden"), hiding.clone(), blob("above")], Some("app")).expect("stored");
+    assert_eq!(image.layers, [hiding.diff_id.hex(), blob("above").diff_id.hex()]);
+    for _ in 0..2 {
+        assert_eq!(images.gc(&BTreeSet::new()).expect("collected").layers, 0);
+    }
+    drop(images);
+    for _ in 0..2 {
+        assert_eq!(store(directory.path()).resolve("app").as_ref(), Some(&image));
+    }
 }
 
 #[test]
@@ -243,14 +261,16 @@ fn image_without_layers_and_one_with_too_few_are_refused() {
     assert!(matches!(error, ImageError::LayerCount { layers: 2, diff_ids: 1 }), "{error:?}");
 }
 
-/// Where a crash can fall, and how many images are whole after it.
+/// What it is, how it comes about, and how much is left of an image.
+type Damage<'a> = (&'a str, &'a dyn Fn(), [usize; 5]);
+
 #[test]
 fn opening_heals_what_a_crash_left() {
     let directory = tempfile::tempdir().expect("a directory");
     let path = directory.path();
     let first =
         |folder: &str| fs::read_dir(path.join(folder)).expect("a folder").next().expect("one").expect("one").path();
-    let damages: [(&str, &dyn Fn(), [usize; 5]); 9] = [
+    let damages: [Damage<'_>; 9] = [
         ("nothing", &|| {}, [1, 1, 1, 1, 0]),
         ("an image in progress", &|| fs::create_dir_all(path.join("tmp/x/0/etc")).expect("made"), [1, 1, 1, 1, 0]),
         ("before the name", &|| fs::remove_file(first("references")).expect("removed"), [1, 1, 1, 0, 0]),
@@ -293,6 +313,65 @@ fn opening_heals_what_a_crash_left() {
     fs::create_dir(path.join("layers/zz")).expect("made");
     store(path);
     assert_eq!(counts(path)[3..], [0, 0]);
+}
+
+/// Names the store to the test below when it runs as the process that is killed.
+const VICTIM: &str = "IMAGES_OF_THE_VICTIM";
+
+/// Stores one image after the other until it is killed.
+fn store_for_ever(path: &Path) -> ! {
+    let images = store(path);
+    for number in 0_u32.. {
+        let layers = [Blob::gzip(&base()), blob(&number.to_string())];
+        put(&images, &layers, Some(&format!("app:{number}"))).expect("stored");
+    }
+    unreachable!("nobody waits that long")
+}
+
+#[test]
+fn process_that_is_killed_leaves_whole_images_alone() {
+    if let Some(path) = std::env::var_os(VICTIM) {
+        store_for_ever(Path::new(&path));
+    }
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path();
+    let mut seen = 0;
+    for folder in ["tmp", "layers", "configs", "manifests", "references", "layers", "tmp"] {
+        let program = std::env::current_exe().expect("this test");
+        let mut victim = Command::new(program)
+            .args(["--exact", "store::process_that_is_killed_leaves_whole_images_alone"])
+            .env(VICTIM, path)
+            .stdout(Stdio::null())
+            .spawn()
+            .expect("it starts");
+        // Killed as soon as there is one more than all before in the folder whose turn it is.
+        let wanted = if folder == "tmp" { 0 } else { seen + 1 };
+        let deadline = Instant::now() + Duration::from_secs(60);
+        let grown = || fs::read_dir(path.join(folder)).is_ok_and(|entries| entries.count() > wanted);
+        while !grown() {
+            assert!(Instant::now() < deadline, "the victim stores nothing");
+            std::thread::yield_now();
+        }
+        victim.kill().expect("it runs");
+        victim.wait().expect("it ended");
+        let images = store(path);
+        let found = images.list();
+        let [layers, configs, manifests, references, tmp] = counts(path);
+        assert_eq!(tmp, 0, "{folder}");
+        assert_eq!((configs, manifests), (found.len(), found.len()), "{folder}");
+        assert_eq!(layers, if found.is_empty() { 0 } else { found.len() + 1 }, "{folder}: each has one of its own");
+        assert_eq!(references, found.iter().map(|image| image.references.len()).sum::<usize>(), "{folder}");
+        for image in &found {
+            let root = |layer: usize| image.layers_directory.join(&image.layers[layer]);
+            assert_eq!(fs::metadata(root(0).join("bin/tool")).expect("whole").len(), 70_000);
+            let number = fs::read_to_string(root(1).join("file")).expect("whole");
+            for name in &image.references {
+                assert_eq!(*name, format!("docker.io/library/app:{number}"));
+            }
+        }
+        seen = layers.max(references);
+    }
+    assert!(seen > 3, "something was stored in between");
 }
 
 #[test]

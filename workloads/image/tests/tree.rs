@@ -22,6 +22,8 @@ pub(crate) struct Node {
     attributes: BTreeMap<String, Vec<u8>>,
     /// The first path of the same file.
     same_as: PathBuf,
+    /// In short, for trees that are compared by shape alone.
+    shown: String,
 }
 
 /// All paths below a directory, and the directory itself.
@@ -45,6 +47,15 @@ pub(crate) fn read(root: &Path) -> BTreeMap<PathBuf, Node> {
         let full = root.join(&path);
         let found = fs::symlink_metadata(&full).expect("it is there");
         let kind = found.file_type();
+        let shown = if kind.is_dir() {
+            "directory".to_owned()
+        } else if kind.is_symlink() {
+            format!("link {}", fs::read_link(&full).expect("a link").display())
+        } else if kind.is_file() && found.size() < 100 {
+            format!("file {}", String::from_utf8_lossy(&fs::read(&full).expect("a file")))
+        } else {
+            "something else".to_owned()
+        };
         let content = if kind.is_symlink() {
             fs::read_link(&full).expect("a link").display().to_string()
         } else if kind.is_file() {
@@ -63,6 +74,7 @@ pub(crate) fn read(root: &Path) -> BTreeMap<PathBuf, Node> {
             content,
             attributes: attributes(&full),
             same_as,
+            shown,
         };
         nodes.insert(path, node);
     }
@@ -126,4 +138,10 @@ pub(crate) fn assert_same(ours: &BTreeMap<PathBuf, Node>, theirs: &BTreeMap<Path
     let count = differences.len();
     differences.truncate(10);
     assert!(differences.is_empty(), "{count} of {} paths differ\n{}", ours.len(), differences.join("\n"));
+}
+
+/// The shape of a tree alone: directories, files by content, links by target.
+pub(crate) fn shown(nodes: &BTreeMap<PathBuf, Node>) -> BTreeMap<String, String> {
+    let below = nodes.iter().filter(|(path, _)| !path.as_os_str().is_empty());
+    below.map(|(path, node)| (path.display().to_string(), node.shown.clone())).collect()
 }

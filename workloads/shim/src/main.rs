@@ -131,6 +131,8 @@ fn set_up(
     let init = Session::new(Role::Init, token().step("token")?, ours, ends, Instant::now()).step("streams")?;
     let netns = config.netns.as_deref().map(Path::new);
     let plan = Plan { directory: &directory, id: &config.id, netns, filter: filter.clone() };
+    // Sockets and log are ours alone; the container's groups and directories are not only for their owner.
+    umask(Mode::from_raw_mode(0o022));
     let creator = create::create(&plan, given, theirs).step("fork")?;
     let creator = pidfd_open(creator, PidfdFlags::empty()).step("pidfd")?;
     let parts =

@@ -27,6 +27,7 @@ fn records() -> Vec<(&'static str, Signed)> {
         ("grant", lab.forge("paris1", owners, 5, grant_body("berlin1", 1, vec![Role::Host, Role::Operator]))),
         ("contact", lab.forge("berlin2", berlin1, 1, contact_body("berlin2", 1))),
         ("exposure", lab.forge("berlin2", berlin1, 2, exposure_body("berlin2", 1, 80))),
+        ("exposure-workloads", lab.forge("berlin2", berlin1, 4, workloads_body("berlin2", 2))),
         ("tombstone", lab.forge("berlin2", berlin1, 3, tombstone_body(key("berlin2").public(), 1))),
         ("tombstone-estate", lab.forge("owner", root, 3, closing)),
         ("block", lab.forge("paris1", owners, 6, block_body(7, 1, false))),

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::record::{
     Authority, Block, BlockMatch, Body, Contact, ContactAddress, Delegation, Exposure, Grant, Member, PortRange,
-    Protocol, Role, Site, Tombstone,
+    Protocol, Role, Site, Tombstone, WorkloadExposure,
 };
 use crate::roster::issue::{self, Draft, Founding};
 use crate::roster::{Outcome, Roster, View};
@@ -180,6 +180,23 @@ pub(crate) fn contact_body(node: &str, serial: u64) -> Body {
 pub(crate) fn exposure_body(node: &str, serial: u64, port: u16) -> Body {
     let ports = vec![PortRange { protocol: Protocol::Tcp, first: port, last: port }];
     Body::Exposure(Exposure { node: key(node).public(), serial, ports, workloads: vec![] })
+}
+
+pub(crate) fn workloads_body(node: &str, serial: u64) -> Body {
+    let range = |protocol, first, last| PortRange { protocol, first, last };
+    let workload =
+        |text, offset, ipv4, ports, labels| WorkloadExposure { name: name(text), offset, ipv4, ports, labels };
+    let workloads = vec![
+        workload("batch", 0x1_0007, None, vec![], vec![]),
+        workload(
+            "web",
+            0x1_0000,
+            Some(std::net::Ipv4Addr::new(10, 64, 16, 18)),
+            vec![range(Protocol::Tcp, 80, 80), range(Protocol::Udp, 8000, 8010)],
+            vec![name("front"), name("rack1")],
+        ),
+    ];
+    Body::Exposure(Exposure { node: key(node).public(), serial, ports: vec![range(Protocol::Tcp, 22, 22)], workloads })
 }
 
 pub(crate) fn grant_body(subject: &str, serial: u64, roles: Vec<Role>) -> Body {

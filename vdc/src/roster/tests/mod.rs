@@ -4,3 +4,4 @@ mod golden;
 pub(crate) mod lab;
 mod lattice;
 mod size;
+mod workloads;

@@ -51,6 +51,7 @@ fn a_shifted_root_shows_its_layers_and_takes_writes() {
         directory: &run,
         layer_directory: &layer_directory,
         layers: &scene.layers,
+        root_layer: scene.layers.last().map(String::as_str),
         state: &state,
         id_map: Some((userns.as_fd(), BASE)),
         volatile: true,
@@ -80,6 +81,7 @@ fn what_was_written_is_there_after_the_next_mount() {
         directory: &run,
         layer_directory: &layer_directory,
         layers: &scene.layers,
+        root_layer: scene.layers.last().map(String::as_str),
         state: &state,
         id_map: None,
         volatile: false,
@@ -118,8 +120,15 @@ fn an_image_without_layers_has_an_empty_root() {
     let (run, layer_directory, state) = (scene.path("run"), scene.path("layers"), scene.path("state"));
     let userns = IdMaps::default().namespace(BASE).unwrap();
     let id_map = Some((userns.as_fd(), BASE));
-    let root =
-        Root { directory: &run, layer_directory: &layer_directory, layers: &[], state: &state, id_map, volatile: true };
+    let root = Root {
+        directory: &run,
+        layer_directory: &layer_directory,
+        layers: &[],
+        root_layer: None,
+        state: &state,
+        id_map,
+        volatile: true,
+    };
     let target = mount_root(&root).unwrap();
     assert_eq!(fs::read_dir(&target).unwrap().count(), 0);
     unmount(&target).unwrap();
@@ -137,6 +146,7 @@ fn a_missing_layer_is_told_and_leaves_nothing() {
             directory: &run,
             layer_directory: &layer_directory,
             layers: &layers,
+            root_layer: Some("b2"),
             state: &state,
             id_map,
             volatile: false,
