@@ -26,6 +26,14 @@ impl Drop for Server {
     }
 }
 
+/// The registry's program, unpacked by `cargo xtask` or installed.
+fn program() -> PathBuf {
+    let folder = std::env::var_os("MESHD_DEBIAN_DIR")
+        .map_or_else(|| PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../target/debian")), PathBuf::from);
+    let unpacked = folder.join("usr/bin/docker-registry");
+    if unpacked.exists() { unpacked } else { PathBuf::from("docker-registry") }
+}
+
 impl Server {
     /// Starts one; `more` is put under `http:`, `auth` beside it.
     fn start(directory: &Path, more: &str, auth: &str) -> Self {
@@ -36,12 +44,12 @@ impl Server {
             directory.join("storage").display()
         );
         fs::write(&config, text).expect("written");
-        let mut child = Command::new("docker-registry")
+        let mut child = Command::new(program())
             .args([Path::new("serve"), &config])
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
             .spawn()
-            .unwrap_or_else(|error| panic!("docker-registry is of the Debian package of that name: {error}"));
+            .unwrap_or_else(|error| panic!("docker-registry is missing ({error}): cargo xtask test --stage packages"));
         let mut lines = BufReader::new(child.stderr.take().expect("piped")).lines();
         let port = lines
             .by_ref()
