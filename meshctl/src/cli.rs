@@ -7,6 +7,13 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use vdc_api::{FlowSpec, PortSpec};
 
+mod workload;
+
+pub(crate) use workload::{
+    Attach, Cp, Exec, ImageVerb, Kill, Logs, On, Ps, Pull, PullChoice, Registry, RestartChoice, Rm, RunArgs, Stats,
+    Stop, Users, WorkloadVerb,
+};
+
 /// Turn Linux boxes at several sites into one private network.
 #[derive(Debug, Parser)]
 #[command(name = "meshctl", version, subcommand_required = true, arg_required_else_help = true, max_term_width = 110)]
@@ -58,6 +65,8 @@ pub(crate) enum ColorChoice {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Verb {
+    #[command(flatten)]
+    Workload(WorkloadVerb),
     /// Create, list and choose virtual datacenters.
     #[command(subcommand)]
     Vdc(VdcVerb),

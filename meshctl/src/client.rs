@@ -1,5 +1,6 @@
 //! HTTP over the daemon's unix socket.
 
+use std::borrow::Cow;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -8,13 +9,14 @@ use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::client::conn::http1;
-use hyper::{Request, Response, header};
+use hyper::upgrade::Upgraded;
+use hyper::{Request, Response, StatusCode, header};
 use hyper_util::rt::TokioIo;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 use tokio::task::JoinSet;
-use vdc_api::{Endpoint, ErrorBody, MEDIA_JSON, SSE_ERROR};
+use vdc_api::{Endpoint, ErrorBody, MEDIA_JSON, SSE_ERROR, STREAM_PROTOCOL};
 
 use crate::failure::{Exit, Failure};
 use crate::interrupt::Interrupt;
@@ -34,15 +36,29 @@ const SILENCE_TIME: Duration = Duration::from_secs(60);
 /// Longest answer in bytes: the status of a VDC with 10,000 nodes has about 10 MB.
 const ANSWER_BYTES_MAX: usize = 64 << 20;
 
+/// A connection that became a pipe.
+pub(crate) type Pipe = TokioIo<Upgraded>;
+
 /// Knows where the daemon is. Each call opens a connection of its own.
 #[derive(Clone, Debug)]
 pub(crate) struct Client {
     socket: PathBuf,
+    /// The node that is asked instead of this one.
+    on: Option<String>,
 }
 
 impl Client {
     pub(crate) fn new(socket: PathBuf) -> Self {
-        Self { socket }
+        Self { socket, on: None }
+    }
+
+    /// Asks another node by way of this one.
+    pub(crate) fn on(&self, on: Option<String>) -> Self {
+        Self { on, ..self.clone() }
+    }
+
+    pub(crate) fn is_remote(&self) -> bool {
+        self.on.is_some()
     }
 
     /// Reads something.
@@ -85,6 +101,16 @@ impl Client {
         }
     }
 
+    /// Ends something.
+    pub(crate) async fn delete<Q: Serialize, R: DeserializeOwned>(
+        &self,
+        endpoint: Endpoint<Q, (), R>,
+        parts: &[&str],
+        query: &Q,
+    ) -> Result<R, Failure> {
+        self.read(endpoint, parts, query).await
+    }
+
     /// Starts a stream.
     pub(crate) async fn stream<Q: Serialize, B: Serialize, R: DeserializeOwned>(
         &self,
@@ -94,12 +120,31 @@ impl Client {
         body: &B,
     ) -> Result<Items<R>, Failure> {
         let uri = with_query(endpoint.path_with(parts), query);
-        let (response, connection) = self.awake(self.send(endpoint.method.as_str(), &uri, body_of(body)?)).await?;
+        let (response, connection) =
+            self.awake(self.send(endpoint.method.as_str(), &uri, body_of(body)?, false)).await?;
         if !response.status().is_success() {
             return Err(within(ANSWER_TIME, refusal(response)).await.unwrap_or_else(|failure| failure));
         }
         let (parser, ready, item) = (Parser::default(), Vec::new().into_iter(), std::marker::PhantomData);
         Ok(Items { body: response.into_body(), parser, ready, item, _connection: connection })
+    }
+
+    /// Makes the connection a pipe to what the operation opens.
+    pub(crate) async fn upgrade<B: Serialize>(
+        &self,
+        endpoint: Endpoint<(), B, String>,
+        parts: &[&str],
+        body: &B,
+    ) -> Result<Pipe, Failure> {
+        let path = endpoint.path_with(parts);
+        let (response, connection) =
+            self.awake(self.send(endpoint.method.as_str(), &path, body_of(body)?, true)).await?;
+        if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+            return Err(within(ANSWER_TIME, refusal(response)).await.unwrap_or_else(|failure| failure));
+        }
+        let upgraded = hyper::upgrade::on(response).await.map_err(|error| broken(&error))?;
+        drop(connection);
+        Ok(TokioIo::new(upgraded))
     }
 
     /// Waits for `work`, which may take its time, for as long as the daemon shows that it is awake.
@@ -131,18 +176,36 @@ impl Client {
         }
     }
 
+    /// The address with the node that is meant.
+    fn with_on<'a>(&self, uri: &'a str) -> Cow<'a, str> {
+        let Some(on) = &self.on else { return Cow::Borrowed(uri) };
+        let mut uri = format!("{uri}{}on=", if uri.contains('?') { '&' } else { '?' });
+        vdc_api::endpoint::percent_encode(on, &mut uri);
+        Cow::Owned(uri)
+    }
+
     async fn exchange(&self, method: &str, uri: &str, body: Bytes) -> Result<Bytes, Failure> {
-        let (response, _connection) = self.send(method, uri, body).await?;
+        let (response, _connection) = self.send(method, uri, body, false).await?;
         if response.status().is_success() { collect(response.into_body()).await } else { Err(refusal(response).await?) }
     }
 
-    async fn send(&self, method: &str, uri: &str, body: Bytes) -> Result<(Response<Incoming>, JoinSet<()>), Failure> {
+    async fn send(
+        &self,
+        method: &str,
+        uri: &str,
+        body: Bytes,
+        upgrade: bool,
+    ) -> Result<(Response<Incoming>, JoinSet<()>), Failure> {
         let stream = UnixStream::connect(&self.socket).await.map_err(|error| cannot_connect(&self.socket, &error))?;
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(|e| broken(&e))?;
         let mut tasks = JoinSet::new();
         // How the connection ends is seen in the answer.
-        tasks.spawn(async move { drop(connection.await) });
-        let mut request = Request::builder().method(method).uri(uri).header(header::HOST, "meshd");
+        tasks.spawn(async move { drop(connection.with_upgrades().await) });
+        let uri = self.with_on(uri);
+        let mut request = Request::builder().method(method).uri(uri.as_ref()).header(header::HOST, "meshd");
+        if upgrade {
+            request = request.header(header::CONNECTION, "upgrade").header(header::UPGRADE, STREAM_PROTOCOL);
+        }
         if !body.is_empty() {
             request = request.header(header::CONTENT_TYPE, MEDIA_JSON);
         }

@@ -24,7 +24,11 @@ use crate::secret;
 use crate::show::{self, Show};
 use crate::terminal::Terminal;
 
+mod copy;
+mod image;
+mod logs;
 mod ping;
+mod workload;
 
 /// A token is below this many bytes.
 const TOKEN_BYTES_MAX: u64 = 16 << 10;
@@ -68,6 +72,7 @@ impl Run<'_> {
         let vdc = self.vdc.clone();
         let vdc = vdc.as_str();
         match verb {
+            Verb::Workload(verb) => self.workload_verb(verb).await,
             Verb::Vdc(verb) => self.vdc_verb(verb).await,
             Verb::Invite(verb) => self.invite_verb(verb).await,
             Verb::Node(verb) => self.node_verb(verb).await,

@@ -10,21 +10,31 @@ use crate::terminal::{Paint, Style};
 /// Exit codes. They keep their meaning for ever.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Exit {
-    Done = 0,
-    Failed = 1,
+    Done,
+    Failed,
     /// The command line, or what it says, makes no sense.
-    Usage = 2,
+    Usage,
     /// The daemon cannot be reached.
-    NoDaemon = 3,
+    NoDaemon,
     /// The daemon, the VDC's records or the system do not allow it.
-    Refused = 4,
+    Refused,
     /// By Ctrl-C: 128 + SIGINT.
-    Interrupted = 130,
+    Interrupted,
+    /// What a program in a container ended with, or 125 to 127 if it did not run.
+    Program(u8),
 }
 
 impl From<Exit> for ExitCode {
     fn from(exit: Exit) -> Self {
-        Self::from(exit as u8)
+        Self::from(match exit {
+            Exit::Done => 0,
+            Exit::Failed => 1,
+            Exit::Usage => 2,
+            Exit::NoDaemon => 3,
+            Exit::Refused => 4,
+            Exit::Interrupted => 130,
+            Exit::Program(code) => code,
+        })
     }
 }
 
@@ -124,20 +134,33 @@ impl From<ErrorBody> for Failure {
 
 fn exit_of(code: ErrorCode) -> Exit {
     match code {
-        ErrorCode::BadRequest | ErrorCode::NoVdc | ErrorCode::AmbiguousVdc | ErrorCode::AmbiguousName => Exit::Usage,
+        ErrorCode::BadRequest
+        | ErrorCode::UnknownUser
+        | ErrorCode::NoVdc
+        | ErrorCode::AmbiguousVdc
+        | ErrorCode::AmbiguousName => Exit::Usage,
         ErrorCode::PermissionDenied
         | ErrorCode::Refused
         | ErrorCode::OwnerKeyNeeded
         | ErrorCode::InviteInvalid
         | ErrorCode::InviteExpired
         | ErrorCode::InviteUsed
-        | ErrorCode::InviteRevoked => Exit::Refused,
+        | ErrorCode::InviteRevoked
+        | ErrorCode::RegistryDenied => Exit::Refused,
         ErrorCode::Unavailable => Exit::NoDaemon,
         ErrorCode::NotFound
         | ErrorCode::MethodNotAllowed
         | ErrorCode::Conflict
         | ErrorCode::TooLarge
         | ErrorCode::UnsupportedMediaType
+        | ErrorCode::UpgradeRequired
+        | ErrorCode::ImageNotFound
+        | ErrorCode::ImageInvalid
+        | ErrorCode::RegistryUnreachable
+        | ErrorCode::PortTaken
+        | ErrorCode::NotRunning
+        | ErrorCode::ProgramNotFound
+        | ErrorCode::ProgramNotExecutable
         | ErrorCode::ClockSkew
         | ErrorCode::Unreachable
         | ErrorCode::Storage

@@ -6,6 +6,7 @@ mod network;
 mod policy;
 mod status;
 mod table;
+mod workload;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -13,8 +14,9 @@ use serde::de::DeserializeOwned;
 use crate::failure::Failure;
 use crate::terminal::{Paint, Style};
 
-pub(crate) use human::{age_ms, rtt};
+pub(crate) use human::{age_ms, bytes, rtt};
 pub(crate) use network::{path, peer};
+pub(crate) use workload::{Brief, StatsRow, StatsTable};
 
 /// What can be shown.
 pub(crate) trait Show {
@@ -60,6 +62,11 @@ pub(crate) fn harmless_text(text: &str) -> String {
         c.is_control() || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
     };
     text.chars().map(|c| if steers(c) { '\u{fffd}' } else { c }).collect()
+}
+
+/// The bytes of a base64 text (RFC 4648 §4).
+pub(crate) fn decode_base64(text: &str) -> Option<Vec<u8>> {
+    data_encoding::BASE64.decode(text.as_bytes()).ok()
 }
 
 /// `label  value` lines, values one below the other.

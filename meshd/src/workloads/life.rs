@@ -550,8 +550,11 @@ fn words(error: &ApiError) -> String {
 /// What the API says of a program that was not started.
 pub(super) fn start_error(step: &str, message: &str, code: i32) -> ApiError {
     match (step, code) {
-        ("port", _) => ApiError::new(ErrorCode::PortTaken, format!("a port of the host is in use: {message}"))
-            .hint("publish another one, or stop who serves it: `ss -ltnup` shows them"),
+        ("port", _) => ApiError::new(
+            ErrorCode::PortTaken,
+            format!("a port of the host is in use: {}", message.trim_start_matches("port: ")),
+        )
+        .hint("publish another one, or stop who serves it: `ss -ltnup` shows them"),
         (_, 127) => ApiError::new(ErrorCode::ProgramNotFound, format!("the image has no such program: {message}"))
             .hint("name one that it has, with its path if it is not in PATH"),
         (_, 126) => ApiError::new(ErrorCode::ProgramNotExecutable, format!("the program cannot be run: {message}"))

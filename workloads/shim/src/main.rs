@@ -32,7 +32,7 @@ use crate::executor::Filter;
 use crate::ring::Ring;
 use crate::session::{Ends, Role, Session};
 use crate::supervise::{Parts, Shim, pipes, say, token};
-use workloads_wire::message::{self as wire, CONFIG_BYTES_MAX, Config, Event};
+use workloads_wire::message::{self as wire, CONFIG_BYTES_MAX, Config, Event, Held};
 
 /// Where the daemon leaves its end of the first control connection.
 const DAEMON: i32 = 3;
@@ -114,7 +114,7 @@ fn set_up(
     }
     let control = listener("sock", SocketType::SEQPACKET).step("control socket")?;
     let streams = listener("streams", SocketType::STREAM).step("stream socket")?;
-    let held = config.held.iter().map(ports::hold).collect::<io::Result<Vec<_>>>().step("port")?;
+    let held = config.held.iter().map(hold_port).collect::<io::Result<Vec<_>>>().step("port")?;
     let filter = Filter::from_bytes(&config.filter).step("seccomp filter")?;
     let ring = config.log_directory.as_ref();
     let ring = ring.map(|log| Ring::open(Path::new(log), config.log_segment_bytes, config.log_segments));
@@ -151,6 +151,14 @@ fn read_config() -> io::Result<Config> {
     let mut bytes = Vec::new();
     File::open("shim.cbor")?.take(u64::try_from(CONFIG_BYTES_MAX).unwrap_or(u64::MAX)).read_to_end(&mut bytes)?;
     wire::decode(&bytes).map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "not a configuration of this version"))
+}
+
+/// Holds a port; an error names it.
+fn hold_port(held: &Held) -> io::Result<OwnedFd> {
+    ports::hold(held).map_err(|error| {
+        let protocol = if held.udp { "udp" } else { "tcp" };
+        io::Error::new(error.kind(), format!("{}/{protocol}: {error}", held.port))
+    })
 }
 
 /// Listens below the working directory. A socket left by a shim that was killed is replaced: we hold the lock.
