@@ -353,6 +353,20 @@ async fn tokens_are_bought_for_reading_only_and_once() {
 }
 
 #[tokio::test]
+async fn identity_tokens_buy_tokens() {
+    let goods = goods();
+    let rogue = with_tokens(&goods, "Bearer abc.def", |asked| {
+        asked.header("content-type") == "application/x-www-form-urlencoded" && asked.path == "/token?from=here"
+    });
+    let directory = tempfile::tempdir().expect("a directory");
+    let file = directory.path().join("config.json");
+    let text = serde_json::json!({ "auths": { rogue.name(): { "auth": "", "identitytoken": "x y" } } });
+    fs::write(&file, text.to_string()).expect("written");
+    pull_from(&rogue, &PullOptions { credential_files: vec![file], ..options() }).await.expect("the image");
+    assert_eq!(rogue.count("/token?from=here"), 1);
+}
+
+#[tokio::test]
 async fn demands_without_end_are_not_followed() {
     let goods = goods();
     let rogue = with_tokens(&goods, "Bearer never", |_| true);
