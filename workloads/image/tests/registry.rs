@@ -564,6 +564,23 @@ async fn certificates_that_are_not_trusted_are_explained() {
 }
 
 #[tokio::test]
+async fn registry_that_is_not_there_is_named() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let images = store(directory.path());
+    // The kernel answers for a listener that nobody serves, so TLS waits for its first word.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let name = silent.local_addr().expect("it has one").to_string();
+    let ca_pem = vec![certificates().authority.into_bytes()];
+    let options = PullOptions { ca_pem, connect: Duration::from_millis(500), ..options() };
+    let result = pull(&images, &format!("{name}/a"), &options).await;
+    refused(result, RegistryErrorKind::Unreachable, &[&name, "connect within 0.5 s", "firewall"]);
+    drop(silent);
+    let result = pull(&images, &format!("{name}/a"), &options).await;
+    refused(result, RegistryErrorKind::Unreachable, &[&name, "cannot be reached", "refused", "port"]);
+    assert_empty(&images, directory.path());
+}
+
+#[tokio::test]
 async fn dropped_pull_leaves_nothing() {
     let goods = goods();
     let layer = goods.layers[1].bytes.clone();
