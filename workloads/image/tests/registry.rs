@@ -13,7 +13,7 @@ use workloads_image::{Credentials, Digest, Image, ImageError, Images, Progress, 
 
 use crate::build::{Blob, Tarball, store};
 use crate::debian_registry::certificates;
-use crate::rogue::{Act, Asked, Goods, Rogue, answer, chunked};
+use crate::rogue::{Act, Asked, Goods, Rogue, answer, chunked, open_ended};
 
 /// Checks of which kind a failure is, and what its messages and its hint say.
 #[track_caller]
@@ -353,6 +353,20 @@ async fn tokens_are_bought_for_reading_only_and_once() {
 }
 
 #[tokio::test]
+async fn identity_tokens_buy_tokens() {
+    let goods = goods();
+    let rogue = with_tokens(&goods, "Bearer abc.def", |asked| {
+        asked.header("content-type") == "application/x-www-form-urlencoded" && asked.path == "/token?from=here"
+    });
+    let directory = tempfile::tempdir().expect("a directory");
+    let file = directory.path().join("config.json");
+    let text = serde_json::json!({ "auths": { rogue.name(): { "auth": "", "identitytoken": "x y" } } });
+    fs::write(&file, text.to_string()).expect("written");
+    pull_from(&rogue, &PullOptions { credential_files: vec![file], ..options() }).await.expect("the image");
+    assert_eq!(rogue.count("/token?from=here"), 1);
+}
+
+#[tokio::test]
 async fn demands_without_end_are_not_followed() {
     let goods = goods();
     let rogue = with_tokens(&goods, "Bearer never", |_| true);
@@ -634,6 +648,21 @@ async fn downloads_run_ahead_to_a_bound() {
     let image = pull_from(&rogue, &PullOptions { stall: Duration::from_secs(30), ..options() }).await;
     assert_eq!(image.expect("the image").layers.len(), COUNT);
     assert!(!early.load(Ordering::SeqCst), "more than {TOGETHER} at once");
+}
+
+#[tokio::test]
+async fn connections_are_used_again_and_replaced_when_they_were_closed() {
+    let goods = goods();
+    let served = goods.clone();
+    let rogue = Rogue::start(move |asked| Act::Keep(open_ended(&served.answer(asked))));
+    pull_from(&rogue, &options()).await.expect("the image");
+    // One layer each may be on its way at once.
+    assert_eq!((rogue.asked().len(), rogue.connections()), (4, 2));
+    // Closed without a word, each connection is good for one answer.
+    let served = goods.clone();
+    let rogue = Rogue::start(move |asked| open_ended(&served.answer(asked)).into());
+    pull_from(&rogue, &options()).await.expect("the image");
+    assert_eq!((rogue.asked().len(), rogue.connections()), (4, 4));
 }
 
 /// In a process of its own, where the helpers are: who asks is what they say.

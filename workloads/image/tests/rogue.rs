@@ -1,10 +1,10 @@
-//! A registry that does what a test tells it, connection by connection. One request per connection.
+//! A registry that does what a test tells it, connection by connection.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead as _, BufReader, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 use rustls::pki_types::pem::PemObject as _;
@@ -42,6 +42,8 @@ impl Asked {
 pub(crate) enum Act {
     /// Sends bytes and closes.
     Send(Vec<u8>),
+    /// Sends bytes and waits for the next request.
+    Keep(Vec<u8>),
     /// Sends bytes and then nothing, until the other side has enough.
     Hang(Vec<u8>),
     /// Sends all of it, one byte at a time, until the other side has enough.
@@ -67,6 +69,13 @@ pub(crate) fn answer(status: &str, headers: &[&str], body: &[u8]) -> Vec<u8> {
     [head.as_bytes(), b"\r\n", body].concat()
 }
 
+/// An answer without the announcement that the connection will be closed.
+pub(crate) fn open_ended(answer: &[u8]) -> Vec<u8> {
+    let mark = b"Connection: close\r\n";
+    let at = answer.windows(mark.len()).position(|window| window == mark).expect("it is there");
+    [&answer[..at], &answer[at + mark.len()..]].concat()
+}
+
 /// A body in the form without a length.
 pub(crate) fn chunked(body: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::new();
@@ -86,6 +95,7 @@ pub(crate) struct Rogue {
     address: SocketAddr,
     ended: Arc<AtomicBool>,
     asked: Arc<Mutex<Vec<Asked>>>,
+    connections: Arc<AtomicUsize>,
 }
 
 impl Drop for Rogue {
@@ -122,12 +132,19 @@ impl Rogue {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         let address = listener.local_addr().expect("it has one");
         let (ended, asked) = (Arc::new(AtomicBool::new(false)), Arc::new(Mutex::new(Vec::new())));
-        let rogue = Self { address, ended: Arc::clone(&ended), asked: Arc::clone(&asked) };
+        let connections = Arc::new(AtomicUsize::new(0));
+        let rogue = Self {
+            address,
+            ended: Arc::clone(&ended),
+            asked: Arc::clone(&asked),
+            connections: Arc::clone(&connections),
+        };
         std::thread::spawn(move || {
             for stream in listener.incoming().map_while(Result::ok) {
                 if ended.load(Ordering::SeqCst) {
                     return;
                 }
+                connections.fetch_add(1, Ordering::SeqCst);
                 let (tls, answer, asked) = (tls.clone(), Arc::clone(&answer), Arc::clone(&asked));
                 std::thread::spawn(move || match tls {
                     None => serve(&mut &stream, &stream, &*answer, &asked),
@@ -156,6 +173,11 @@ impl Rogue {
         self.asked.lock().clone()
     }
 
+    /// How many connections there were.
+    pub(crate) fn connections(&self) -> usize {
+        self.connections.load(Ordering::SeqCst)
+    }
+
     /// How many requests were for a path that ends so.
     pub(crate) fn count(&self, end: &str) -> usize {
         self.asked.lock().iter().filter(|asked| asked.path.ends_with(end)).count()
@@ -164,9 +186,18 @@ impl Rogue {
 
 /// What fails here, the other side did: it is what the test looks at.
 fn serve(stream: &mut (impl Read + Write), socket: &TcpStream, answer: &Answer, all: &Mutex<Vec<Asked>>) {
-    let Some(asked) = Asked::read(stream) else { return };
-    all.lock().push(asked.clone());
-    match answer(&asked) {
+    let mut act;
+    loop {
+        let Some(asked) = Asked::read(stream) else { return };
+        all.lock().push(asked.clone());
+        act = answer(&asked);
+        let Act::Keep(bytes) = &act else { break };
+        if stream.write_all(bytes).and_then(|()| stream.flush()).is_err() {
+            return;
+        }
+    }
+    match act {
+        Act::Keep(_) => {}
         Act::Send(bytes) => {
             let _ = stream.write_all(&bytes).and_then(|()| stream.flush());
             let _ = socket.shutdown(Shutdown::Write);
