@@ -120,9 +120,10 @@ impl Daemon {
         let (handle, task) = vdc_core::run(start, token.clone());
         tasks.spawn_draining("vdc", task);
         let served = Served { handle: handle.clone(), tasks, data: data_handle, vdc: vdc_id, slot };
-        self.vdcs.write().await.insert(alias.clone(), served);
-        let facts = VdcFacts { vdc: vdc_id, alias, node, site, network, config: network_config, core: handle.clone() };
+        let (name, core) = (alias.clone(), handle.clone());
+        let facts = VdcFacts { vdc: vdc_id, alias: name, node, site, network, config: network_config, core };
         self.workloads.vdc_up(facts).await;
+        self.vdcs.write().await.insert(alias, served);
         Ok(handle)
     }
 

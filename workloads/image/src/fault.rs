@@ -83,7 +83,7 @@ pub(crate) enum Fault {
         #[source]
         source: io::Error,
     },
-    #[error("did not let {at} connect within {} s", .waited.as_secs_f32())]
+    #[error("could not be connected to at {at} within {} s", .waited.as_secs_f32())]
     ConnectTime { at: String, waited: Duration },
     #[error("could not be talked to over TLS at {at}")]
     Tls {

@@ -45,8 +45,12 @@ fn goods() -> Goods {
 }
 
 pub(crate) fn options() -> PullOptions {
-    let stall = Duration::from_millis(500);
-    PullOptions { credential_files: vec![], stall, connect: Duration::from_secs(5), ..PullOptions::default() }
+    PullOptions { credential_files: vec![], ..PullOptions::default() }
+}
+
+/// For registries that do stall: an honest one may take its time on a machine that is busy.
+fn impatient() -> PullOptions {
+    PullOptions { stall: Duration::from_millis(500), ..options() }
 }
 
 async fn pull(images: &Images, name: &str, options: &PullOptions) -> Result<Image, ImageError> {
@@ -145,18 +149,18 @@ async fn registry_that_stalls_is_named() {
     });
     let began = Instant::now();
     refused(
-        pull_from(&rogue, &options()).await,
+        pull_from(&rogue, &impatient()).await,
         RegistryErrorKind::Unreachable,
         &[&rogue.name(), "0.5 s", "try again"],
     );
     assert!(began.elapsed() < Duration::from_secs(20));
 
     let rogue = bent_at(&goods, &goods.layer(0), move |_| Act::Hang(head_and(length, b"")));
-    refused(pull_from(&rogue, &options()).await, RegistryErrorKind::Unreachable, &["stalled", "0.5 s"]);
+    refused(pull_from(&rogue, &impatient()).await, RegistryErrorKind::Unreachable, &["stalled", "0.5 s"]);
     assert_eq!(rogue.count(&goods.layer(0)), 1);
 
     let rogue = bent_at(&goods, "/manifests/1", |_| Act::Hang(vec![]));
-    refused(pull_from(&rogue, &options()).await, RegistryErrorKind::Unreachable, &["began no answer"]);
+    refused(pull_from(&rogue, &impatient()).await, RegistryErrorKind::Unreachable, &["began no answer"]);
 
     // A byte now and then is not a stall in the word's sense, and helps nobody.
     let drips = layer[..10_000].to_vec();
@@ -164,7 +168,7 @@ async fn registry_that_stalls_is_named() {
         "" => Act::Drip(head_and(length, &drips)),
         _ => Act::Hang(vec![]),
     });
-    refused(pull_from(&rogue, &options()).await, RegistryErrorKind::Unreachable, &["0.5 s"]);
+    refused(pull_from(&rogue, &impatient()).await, RegistryErrorKind::Unreachable, &["0.5 s"]);
 }
 
 #[tokio::test]
@@ -564,6 +568,23 @@ async fn certificates_that_are_not_trusted_are_explained() {
 }
 
 #[tokio::test]
+async fn registry_that_is_not_there_is_named() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let images = store(directory.path());
+    // The kernel answers for a listener that nobody serves, so TLS waits for its first word.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let name = silent.local_addr().expect("it has one").to_string();
+    let ca_pem = vec![certificates().authority.into_bytes()];
+    let options = PullOptions { ca_pem, connect: Duration::from_millis(500), ..options() };
+    let result = pull(&images, &format!("{name}/a"), &options).await;
+    refused(result, RegistryErrorKind::Unreachable, &[&name, "within 0.5 s", "firewall"]);
+    drop(silent);
+    let result = pull(&images, &format!("{name}/a"), &options).await;
+    refused(result, RegistryErrorKind::Unreachable, &[&name, "cannot be reached", "refused", "port"]);
+    assert_empty(&images, directory.path());
+}
+
+#[tokio::test]
 async fn dropped_pull_leaves_nothing() {
     let goods = goods();
     let layer = goods.layers[1].bytes.clone();
@@ -645,7 +666,7 @@ async fn downloads_run_ahead_to_a_bound() {
             Some(served.answer(asked).into())
         })
     };
-    let image = pull_from(&rogue, &PullOptions { stall: Duration::from_secs(30), ..options() }).await;
+    let image = pull_from(&rogue, &options()).await;
     assert_eq!(image.expect("the image").layers.len(), COUNT);
     assert!(!early.load(Ordering::SeqCst), "more than {TOGETHER} at once");
 }
