@@ -136,6 +136,8 @@ pub(crate) enum Fault {
     NotFound { said: Said },
     #[error("refused it to {whom}: {status}{said}")]
     Denied { status: u16, whom: &'static str, said: Said },
+    #[error("redirected to {at}, which wants to know who asks: that is told to the registry only")]
+    Elsewhere { at: String },
     #[error("wants a proof of who asks that it does not name or that is not known here: {challenge:?}")]
     Challenge { challenge: String },
     #[error("sent here for a token: {at}, which refused one to {whom}: {status}{said}")]
@@ -212,6 +214,7 @@ impl Fault {
         match self {
             Self::NotFound { .. } => RegistryErrorKind::NotFound,
             Self::Denied { .. }
+            | Self::Elsewhere { .. }
             | Self::Challenge { .. }
             | Self::TokenDenied { .. }
             | Self::Helper { .. }
@@ -267,6 +270,9 @@ impl Fault {
             Self::NotFound { .. } => "check the name and the tag; a private image may need credentials to be seen",
             Self::Denied { .. } | Self::TokenDenied { .. } => {
                 "check the name; if the image is private, give a user's name and password that may pull it"
+            }
+            Self::Elsewhere { .. } => {
+                "call the registry by the name that it redirects to, or have it sign its redirects to its storage"
             }
             Self::Challenge { .. } => "have the registry take user and password (Basic) or tokens (Bearer)",
             Self::Token { .. } => "look at the log of the registry's token server",

@@ -218,6 +218,8 @@ impl Ask {
 
 /// The answer to a request: its head, and its body to be read.
 pub(crate) struct Answer {
+    /// Who answered, after redirects.
+    pub(crate) url: Url,
     pub(crate) status: StatusCode,
     pub(crate) headers: HeaderMap,
     body: Incoming,
@@ -341,6 +343,7 @@ impl Transport {
         })?;
         let (head, body) = answer.into_parts();
         Ok(Answer {
+            url: ask.url.clone(),
             status: head.status,
             headers: head.headers,
             body,

@@ -5,6 +5,7 @@ mod archive;
 mod build;
 mod conformance;
 mod debian_registry;
+mod elsewhere;
 mod hostile;
 mod model;
 mod registry;

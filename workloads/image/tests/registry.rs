@@ -44,7 +44,7 @@ fn goods() -> Goods {
     Goods::of(vec![Blob::tar(&base.end()), Blob::gzip(&top.end())])
 }
 
-fn options() -> PullOptions {
+pub(crate) fn options() -> PullOptions {
     PullOptions { credential_files: vec![], ..PullOptions::default() }
 }
 
@@ -58,7 +58,7 @@ async fn pull(images: &Images, name: &str, options: &PullOptions) -> Result<Imag
 }
 
 /// Pulls from a registry into a store of its own, in which nothing may be left after a failure.
-async fn pull_from(rogue: &Rogue, options: &PullOptions) -> Result<Image, ImageError> {
+pub(crate) async fn pull_from(rogue: &Rogue, options: &PullOptions) -> Result<Image, ImageError> {
     let directory = tempfile::tempdir().expect("a directory");
     let images = store(directory.path());
     let result = pull(&images, &format!("{}/team/app:1", rogue.name()), options).await;
