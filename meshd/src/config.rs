@@ -173,7 +173,8 @@ impl Config {
         if !cgroup.strip_prefix('/').is_some_and(|path| path.split('/').all(plain)) {
             return Err(format!("workloads.cgroup is an absolute path such as /meshd, got {cgroup:?}"));
         }
-        let plain_path = |path: &&PathBuf| !path.components().all(|part| !matches!(part, std::path::Component::ParentDir));
+        let plain_path =
+            |path: &&PathBuf| !path.components().all(|part| !matches!(part, std::path::Component::ParentDir));
         if let Some(path) = self.remote.volumes.iter().find(plain_path) {
             return Err(format!("remote.volumes: {} has .. in it", path.display()));
         }

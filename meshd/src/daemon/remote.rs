@@ -45,12 +45,7 @@ async fn reach(handle: &CoreHandle, (key, name): &(Key, String)) -> Result<Pipe,
 }
 
 /// The node of a site that lets others use it and has most memory left.
-async fn roomiest(
-    handle: &CoreHandle,
-    own: Key,
-    nodes: &[(Key, String)],
-    on: &str,
-) -> Result<(Key, String), ApiError> {
+async fn roomiest(handle: &CoreHandle, own: Key, nodes: &[(Key, String)], on: &str) -> Result<(Key, String), ApiError> {
     let asked: FuturesUnordered<_> = nodes
         .iter()
         .take(NODES_MAX)

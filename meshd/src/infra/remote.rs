@@ -60,7 +60,13 @@ impl Guests {
         let key = stream.get_ref().1.peer_certificates().and_then(|chain| tls::key_of(chain.first()?));
         let Some(key) = key else { return };
         let (missing, cut, alive) = (self.missing(&key), CancellationToken::new(), Arc::new(()));
-        let node = RemoteNode { key: key.short(), vdc: self.vdc.to_string(), missing: missing.clone(), cut: cut.clone(), alive: Arc::clone(&alive) };
+        let node = RemoteNode {
+            key: key.short(),
+            vdc: self.vdc.to_string(),
+            missing: missing.clone(),
+            cut: cut.clone(),
+            alive: Arc::clone(&alive),
+        };
         let _cut = cut.drop_guard();
         let lost = async {
             loop {
@@ -88,8 +94,8 @@ impl Guests {
 }
 
 /// Connects to the API of `peer`. `stream` was connected inside the VDC's namespace.
-pub(crate) async fn connect(tls: &InfraTls, peer: Key, stream: TcpStream) -> std::io::Result<Pipe> {
-    let connector = TlsConnector::from(tls.client(peer, API_PROTOCOL));
-    let stream = connector.connect(super::tls::server_name(), stream).await?;
+pub(crate) async fn connect(own: &InfraTls, peer: Key, stream: TcpStream) -> std::io::Result<Pipe> {
+    let connector = TlsConnector::from(own.client(peer, API_PROTOCOL));
+    let stream = connector.connect(tls::server_name(), stream).await?;
     Ok(Box::new(stream))
 }

@@ -614,7 +614,8 @@ pub(crate) fn check_remote(run: &vdc_api::WorkloadRun, volumes: &[PathBuf]) -> R
     }
     for text in &run.volumes {
         let path = Path::new(text.split(':').next().unwrap_or_default());
-        if path.is_absolute() && !volumes.iter().any(|allowed| path.starts_with(allowed)) {
+        // Only what was named itself: what lies below may be a link that a container made.
+        if path.is_absolute() && !volumes.iter().any(|allowed| path == allowed) {
             let message = format!("the node does not let others have {} as a volume", path.display());
             return Err(refused(message)
                 .hint("use a volume by name, or have its local team add the directory to `volumes` below [remote]"));
