@@ -214,7 +214,7 @@ mod tests {
             (ErrorCode::InviteUsed, 4),
         ] {
             let failure = Failure::from(ApiError::new(code, "m").into_body("id"));
-            assert_eq!(failure.exit as u8, exit, "{code:?}");
+            assert_eq!(ExitCode::from(failure.exit), ExitCode::from(exit), "{code:?}");
         }
     }
 

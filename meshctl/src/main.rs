@@ -48,7 +48,10 @@ fn main() -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return terminal.fail(&Failure::new("cannot start").caused_by(&error)),
     };
-    match runtime.block_on(commands::run(cli, &mut terminal)) {
+    let ended = runtime.block_on(commands::run(cli, &mut terminal));
+    // What still reads standard input must not keep the process.
+    runtime.shutdown_background();
+    match ended {
         Ok(()) => Exit::Done.into(),
         Err(failure) => terminal.fail(&failure),
     }

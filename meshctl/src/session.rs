@@ -118,6 +118,9 @@ pub(crate) async fn talk(pipe: Pipe, takes: Takes) -> Result<Ended, Failure> {
                         let [c, d] = size.columns.to_be_bytes();
                         frame::encode(Kind::Resize, &[a, b, c, d], &mut out);
                     }
+                    Caught::Signal(number) if takes.terminal => {
+                        return Err(Failure::silent(Exit::Program(128 + number)));
+                    }
                     Caught::Signal(number) => frame::encode(Kind::Signal, &[number], &mut out),
                 }
                 let _late = to.write_all(&out).await;
@@ -209,7 +212,12 @@ struct Signals {
 impl Signals {
     fn catch(takes: Takes) -> Self {
         let resized = takes.terminal.then(|| signal(SignalKind::window_change()).ok()).flatten();
-        let numbers: &[u8] = if takes.signals { &[1, 2, 3, 10, 12, 15] } else { &[] };
+        let numbers: &[u8] = match (takes.terminal, takes.signals) {
+            // Keys are bytes there; the rest must not leave the terminal raw.
+            (true, _) => &[1, 15],
+            (false, true) => &[1, 2, 3, 10, 12, 15],
+            (false, false) => &[],
+        };
         let caught = numbers.iter().filter_map(|n| Some((*n, signal(SignalKind::from_raw(i32::from(*n))).ok()?)));
         Self { resized, caught: caught.collect() }
     }

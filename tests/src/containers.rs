@@ -207,6 +207,10 @@ pub fn busybox(layout: &Path) -> Result<()> {
     fs::write(root.join("etc/passwd"), "root:x:0:0:root:/root:/bin/sh\nweb:x:33:33:web:/home/web:/bin/sh\n")?;
     fs::write(root.join("etc/group"), "root:x:0:\nweb:x:33:\nssl:x:50:web\n")?;
     fs::write(root.join("www/index.html"), "hello from a container\n")?;
+    // The static wget needs a C library for names of services: `get HOST [PORT [SECONDS]]` fetches a page without.
+    let get = "#!/bin/sh\nset -o pipefail\nprintf 'GET / HTTP/1.0\\r\\n\\r\\n' | nc -w ${3:-5} $1 ${2:-80} | sed '1,/^\\r*$/d' | grep .\n";
+    fs::write(root.join("bin/get"), get)?;
+    fs::set_permissions(root.join("bin/get"), fs::Permissions::from_mode(0o755))?;
     let config = json!({"Env": ["PATH=/bin", "GREETING=hello"], "Cmd": ["/bin/sh"], "WorkingDir": "/"});
     image(layout, &root, &config)?;
     fs::remove_dir_all(&root)?;

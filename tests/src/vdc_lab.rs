@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use meshlab::{Host, Lab, LinkOptions, Output, Service, Site, SiteOptions, wait_until};
+use meshlab::{Host, Lab, LinkOptions, Output, Service, Signal, Site, SiteOptions, wait_until};
 use serde_json::Value;
 
 /// How long anything may take that should take a second or two.
@@ -28,6 +28,8 @@ pub fn binary(name: &str) -> Result<String> {
 pub struct Node {
     pub host: Host,
     daemon: Option<Service>,
+    /// Those that were killed: what they left runs until the lab ends.
+    killed: Vec<Service>,
     environment: Vec<(String, String)>,
 }
 
@@ -51,7 +53,7 @@ impl Node {
     /// # Errors
     /// If it does not answer in time.
     pub fn start_with(host: Host, config: &str, environment: Vec<(String, String)>) -> Result<Self> {
-        let mut this = Self { host, daemon: None, environment };
+        let mut this = Self { host, daemon: None, killed: vec![], environment };
         this.host.write_file("/etc/meshd/meshd.toml", &format!("log = \"info,libp2p=warn,quinn=warn\"\n{config}"))?;
         this.start_daemon()?;
         Ok(this)
@@ -76,7 +78,11 @@ impl Node {
     /// # Errors
     /// If it cannot be killed.
     pub fn kill_daemon(&mut self) -> Result<()> {
-        self.daemon.take().context("the daemon runs")?.kill()?;
+        // The daemon alone: containers are its children, and outlive it.
+        let daemon = self.daemon.take().context("the daemon runs")?;
+        daemon.signal(Signal::SIGKILL)?;
+        daemon.wait(PATIENCE)?;
+        self.killed.push(daemon);
         Ok(())
     }
 
@@ -104,8 +110,8 @@ impl Node {
     /// # Errors
     /// If it fails or does not print JSON.
     pub fn ctl(&self, words: &[&str]) -> Result<Value> {
-        let mut all = words.to_vec();
-        all.extend(["-o", "json"]);
+        let mut all = vec!["-o", "json"];
+        all.extend(words);
         let output = self.run(&all)?;
         ensure!(output.is_ok(), "meshctl {} on {}: {}", words.join(" "), self.host.name(), output.stderr);
         serde_json::from_str(&output.stdout).with_context(|| format!("meshctl {}: {}", words.join(" "), output.stdout))

@@ -5,6 +5,7 @@ use std::io::{self, Read, Write};
 use std::path::{Component, Path, PathBuf};
 use std::sync::mpsc as std_mpsc;
 
+use rustix::fs::{Mode, OFlags};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::mpsc;
 use vdc_api::frame::{self, BODY_BYTES_MAX, Kind};
@@ -243,19 +244,20 @@ fn extract(from: impl Read, directory: &Path, name: Option<&OsString>) -> io::Re
         let place = directory.join(&target);
         if entry.header().entry_type().is_dir() {
             std::fs::create_dir_all(&place)?;
-            // Its mode may forbid writing in it.
-            directories.push((place, entry.header().mode()?));
+            // By a descriptor: the name may be another one's by the time its mode is set, which may forbid writing in it.
+            let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::RDONLY | OFlags::CLOEXEC;
+            directories.push((rustix::fs::open(&place, flags, Mode::empty())?, entry.header().mode()?));
         } else if entry.header().entry_type().is_hard_link() {
             let link = entry.link_name()?.ok_or(io::ErrorKind::InvalidData)?.into_owned();
-            let rest: PathBuf = link.components().skip(1).collect();
-            let source = match name {
-                Some(name) => directory.join(name).join(rest),
-                None => directory.join(&link),
-            };
-            if !link.components().all(inside) {
+            let mut parts = link.components();
+            let first = parts.next().filter(|part| inside(*part));
+            let (Some(first), true) = (first, parts.clone().all(inside)) else {
                 return Err(io::Error::other(format!("{} leads out of the directory", link.display())));
-            }
-            std::fs::hard_link(source, &place)?;
+            };
+            let mut source = PathBuf::from(name.map_or(first.as_os_str(), OsString::as_os_str));
+            source.extend(parts);
+            check_parents(directory, &source)?;
+            std::fs::hard_link(directory.join(source), &place)?;
         } else {
             if place.symlink_metadata().is_ok_and(|there| !there.is_dir()) {
                 std::fs::remove_file(&place)?;
@@ -263,8 +265,8 @@ fn extract(from: impl Read, directory: &Path, name: Option<&OsString>) -> io::Re
             entry.unpack(&place)?;
         }
     }
-    for (place, mode) in directories.into_iter().rev() {
-        std::fs::set_permissions(place, std::os::unix::fs::PermissionsExt::from_mode(mode & 0o7777))?;
+    for (directory, mode) in directories.into_iter().rev() {
+        rustix::fs::fchmod(&directory, Mode::from_raw_mode(mode & 0o7777))?;
     }
     Ok(())
 }
@@ -376,7 +378,7 @@ mod tests {
 
     #[test]
     fn streams_are_written_below_the_directory_and_nowhere_else() {
-        use tar::EntryType::{Directory, Regular, Symlink};
+        use tar::EntryType::{Directory, Link, Regular, Symlink};
         let scene = tempfile::tempdir().expect("a directory");
         let (inside, outside) = (scene.path().join("in"), scene.path().join("out"));
         for path in [&inside, &outside] {
@@ -387,15 +389,28 @@ mod tests {
         assert_eq!(std::fs::read_to_string(inside.join("new/f")).expect("written"), "text");
         assert!(inside.join("new/l").is_symlink(), "links are written, never followed");
         let out = outside.display().to_string();
+        std::fs::write(outside.join("secret"), "s").expect("writes");
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o700);
+        std::fs::set_permissions(&outside, mode).expect("sets");
         for bad in [
             archive(&[("../x", Regular, "1")]),
             archive(&[("/x", Regular, "1")]),
             archive(&[("a/../../x", Regular, "1")]),
             archive(&[("l", Symlink, &out), ("l/x", Regular, "1")]),
+            archive(&[("d", Directory, ""), ("d/l", Symlink, &out), ("d/l", Directory, "")]),
+            archive(&[("m", Symlink, &out), ("h", Link, "m/secret")]),
+            archive(&[("h", Link, "../out/secret")]),
         ] {
             assert!(extract(&bad[..], &inside, None).is_err());
+            for name in ["l", "m", "h"] {
+                let _absent = std::fs::remove_file(inside.join(name));
+            }
         }
-        assert_eq!(std::fs::read_dir(&outside).expect("reads").count(), 0);
+        assert_eq!(std::fs::read_dir(&outside).expect("reads").count(), 1, "the secret alone");
+        let metadata = std::fs::metadata(&outside).expect("there");
+        assert_eq!(std::os::unix::fs::MetadataExt::mode(&metadata) & 0o777, 0o700);
+        let secret = std::fs::metadata(outside.join("secret")).expect("there");
+        assert_eq!(std::os::unix::fs::MetadataExt::nlink(&secret), 1);
         // A link that stands where a file goes is replaced.
         std::os::unix::fs::symlink(outside.join("y"), inside.join("f")).expect("links");
         extract(&archive(&[("f", Regular, "own")])[..], &inside, None).expect("extracts");

@@ -25,11 +25,10 @@ impl Run<'_> {
             }
             ImageVerb::Rm(args) => {
                 let (client, vdc) = self.to(args.on);
-                for name in &args.names {
-                    let freed = client.change(self.terminal, endpoint::IMAGE_REMOVE, &[&vdc, name], &()).await?;
-                    self.print(&freed)?;
-                }
-                Ok(())
+                self.each(&args.names, async |terminal, name| {
+                    client.change(terminal, endpoint::IMAGE_REMOVE, &[&vdc, name], &()).await
+                })
+                .await
             }
             ImageVerb::Clean(on) => {
                 let (client, vdc) = self.to(on);

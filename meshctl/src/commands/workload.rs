@@ -119,6 +119,8 @@ impl Run<'_> {
                         biased;
                         // cancel-safe: nothing follows.
                         ended = &mut talked => match ended {
+                            // Whoever read the output has seen enough, or a signal came.
+                            Err(failure) if failure.message.is_empty() => Err(failure),
                             // It may not have been started, which the run's own stream says.
                             Ok(Ended::Closed) | Err(_) => match tokio::time::timeout(REASON_TIME, reason).await {
                                 Ok(failure) => Err(failure),
@@ -201,7 +203,12 @@ impl Run<'_> {
             let mut rows = vec![];
             for name in names {
                 let query = StatsQuery { follow: false };
-                let mut stream = client.stream(endpoint::WORKLOAD_STATS, &[&vdc, &name], &query, &()).await?;
+                let asked = client.stream(endpoint::WORKLOAD_STATS, &[&vdc, &name], &query, &()).await;
+                let mut stream = match asked {
+                    // It ended after it was listed.
+                    Err(failure) if args.names.is_empty() && failure.code.is_some_and(is_over) => continue,
+                    stream => stream?,
+                };
                 let Some(now) = stream.next().await? else { continue };
                 let last = before.insert(name.clone(), now.clone());
                 rows.push(StatsRow { name, cpu_share: last.and_then(|last| share(&last, &now)), now });
@@ -263,7 +270,7 @@ impl Run<'_> {
     }
 
     /// Does the same to several; what fails does not keep the others from it.
-    async fn each<R: Serialize + show::Brief>(
+    pub(super) async fn each<R: Serialize + show::Brief>(
         &mut self,
         names: &[String],
         work: impl AsyncFn(&mut crate::terminal::Terminal, &str) -> Result<R, Failure>,
@@ -290,6 +297,11 @@ impl Run<'_> {
 
 /// For a program that wants a terminal where the user has none.
 const DEFAULT_SIZE: vdc_api::TerminalSize = vdc_api::TerminalSize { rows: 24, columns: 80 };
+
+/// Whether a workload that was there a moment ago is not any more.
+fn is_over(code: ErrorCode) -> bool {
+    matches!(code, ErrorCode::NotFound | ErrorCode::NotRunning)
+}
 
 /// Processors in use between two looks.
 fn share(before: &StatsEvent, now: &StatsEvent) -> Option<f64> {
@@ -438,7 +450,10 @@ fn read_file(path: &Path) -> Result<String, Failure> {
     let failed = |error: std::io::Error| Failure::new(format!("cannot read {}", path.display())).caused_by(&error);
     let file = std::fs::File::open(path).map_err(failed)?;
     let mut text = String::new();
-    file.take(FILE_BYTES_MAX).read_to_string(&mut text).map_err(failed)?;
+    file.take(FILE_BYTES_MAX + 1).read_to_string(&mut text).map_err(failed)?;
+    if text.len() as u64 > FILE_BYTES_MAX {
+        return Err(Failure::new(format!("{} is larger than {FILE_BYTES_MAX} bytes", path.display())));
+    }
     Ok(text)
 }
 

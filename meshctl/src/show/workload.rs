@@ -200,6 +200,13 @@ impl Show for ImageView {
     }
 }
 
+impl Brief for ImagesFreed {
+    fn brief(&self) -> String {
+        let names: Vec<String> = self.names.iter().map(|name| format!("removed {name}")).collect();
+        format!("{}; freed {}", names.join(", "), human::bytes(self.bytes))
+    }
+}
+
 impl Show for ImagesFreed {
     fn show(&self, _: Style) -> String {
         let names: String = self.names.iter().map(|name| format!("removed {name}\n")).collect();

@@ -43,12 +43,17 @@ pub struct PublishedPort {
     pub mark: u32,
 }
 
-/// Compiles the table of the host's namespace. Loading it replaces the one before; flows go on.
+/// Compiles the table of the host's namespace. Loading it replaces the one before; flows go on. Of nothing there is no
+/// table: loading that takes the one before away.
 #[must_use]
 pub fn compile_host(publish: &[PublishedPort], egress: &[EgressPort]) -> Table {
     let table = json!({"table": {"family": "inet", "name": HOST_TABLE}});
     // Adding before deleting makes the deletion valid whether or not the table exists.
-    let commands = vec![json!({"add": table}), json!({"delete": table}), json!({"add": table})];
+    let mut commands = vec![json!({"add": table}), json!({"delete": table})];
+    if publish.is_empty() && egress.is_empty() {
+        return Table { commands: json!({ "nftables": commands }) };
+    }
+    commands.push(json!({"add": table}));
     let mut host = Host { commands };
     host.marks(egress);
     host.published(publish);

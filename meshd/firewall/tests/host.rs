@@ -167,4 +167,9 @@ fn workload_reaches_the_world_but_not_its_host_and_published_port_is_reached() {
     }
     let counters = firewall("v").counters().expect("lists");
     assert!(counters[&Counter::Egress] >= 2 && counters[&Counter::Published] >= 3, "{counters:?}");
+    // Of nothing there is no table, whether or not there was one.
+    for _ in 0..2 {
+        firewall("h").load(&compile_host(&[], &[])).expect("loads");
+        ok(&format!("test -z \"$(ip netns exec {} nft list tables)\"", lab.ns("h")));
+    }
 }

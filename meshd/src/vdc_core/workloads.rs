@@ -56,21 +56,35 @@ pub(super) struct Workloads {
 /// Tells when the policy table that was wanted is in the kernel, or why it is not.
 pub(super) type Loaded = oneshot::Receiver<Result<(), String>>;
 
-impl CoreHandle {
-    /// Replaces what is known of this node's workloads; what is not in the list does not run. Answers once names and
-    /// the kernel's policy table have it.
+/// A list of workloads that the VDC's task has taken: names have it, the kernel's policy table is about to.
+#[must_use]
+#[derive(Debug)]
+pub(crate) struct Known(Option<Loaded>);
+
+impl Known {
+    /// Waits until the policy table is loaded.
     ///
     /// # Errors
-    /// If the list is not one that a node can have: then nothing is changed. If the table was not loaded: it is tried
-    /// again by itself.
-    ///
-    /// # Cancel safety
-    /// Once sent, the list counts whether or not the future is dropped.
-    pub(crate) async fn set_workloads(&self, workloads: Vec<CoreWorkload>) -> Result<(), ApiError> {
-        let Some(loaded) = self.with(|core| core.set_workloads(workloads)).await?? else { return Ok(()) };
+    /// If it was not; it is tried again by itself.
+    pub(crate) async fn loaded(self) -> Result<(), ApiError> {
+        let Some(loaded) = self.0 else { return Ok(()) };
         loaded.await.map_err(|_| unavailable())?.map_err(|why| {
             ApiError::new(ErrorCode::System, "the policy table with this node's workloads was not loaded").cause(why)
         })
+    }
+}
+
+impl CoreHandle {
+    /// Replaces what is known of this node's workloads; what is not in the list does not run. The list that is sent last
+    /// counts.
+    ///
+    /// # Errors
+    /// If the list is not one that a node can have, or the VDC is not served: then nothing is changed.
+    ///
+    /// # Cancel safety
+    /// Once sent, the list counts whether or not the future is dropped.
+    pub(crate) async fn set_workloads(&self, workloads: Vec<CoreWorkload>) -> Result<Known, ApiError> {
+        self.with(|core| core.set_workloads(workloads)).await?.map(Known)
     }
 
     /// Whether a workload of this node may be called so: no node of the site is, and no workload of another node. If

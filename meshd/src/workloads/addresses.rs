@@ -66,7 +66,9 @@ impl Addresses {
         let offset = self.next;
         self.next = self.next.checked_add(1).unwrap_or(OFFSET_MIN);
         let block = self.block;
-        let of_block = (IPV4_INDEX_MIN..).map_while(|index| block?.address(index));
+        let of_block = (IPV4_INDEX_MIN..)
+            .map_while(|index| block?.address(index))
+            .filter(|address| block.is_some_and(|block| block.is_for_workloads(*address)));
         let ipv4 = self.free(of_block);
         let link_local =
             if ipv4.is_some() { None } else { self.free((LINK_LOCAL_MIN..=LINK_LOCAL_MAX).map(Ipv4Addr::from_bits)) };
@@ -111,20 +113,21 @@ mod tests {
         let offsets: BTreeSet<u32> = all.iter().map(|held| held.offset).collect();
         assert_eq!((offsets.len(), offsets.first()), (40, Some(&OFFSET_MIN)));
         let v4: BTreeSet<Ipv4Addr> = all.iter().filter_map(|held| held.ipv4).collect();
-        assert_eq!(v4.len(), 14, "the block without the infra plane and the host");
+        assert_eq!(v4.len(), 13, "the block without the infra plane, the host and the last");
         assert!(v4.iter().all(|address| *address >= Ipv4Addr::new(10, 64, 0, 2)));
         let local: BTreeSet<Ipv4Addr> = all.iter().filter_map(|held| held.link_local).collect();
-        assert_eq!(local.len(), 26, "who has no IPv4 can ask names all the same");
+        assert_eq!(local.len(), 27, "who has no IPv4 can ask names all the same");
         assert!(local.iter().all(|address| address.is_link_local() && address.octets()[2] != 1));
     }
 
     #[test]
     fn addresses_rest_before_they_come_back() {
-        let mut addresses = Addresses::new(block("10.64.0.0/30"), 7);
+        let mut addresses = Addresses::new(block("10.64.0.0/29"), 7);
         let now = Instant::now();
         let first = addresses.take(now);
         let second = addresses.take(now);
         assert_eq!(second.ipv4, Some(Ipv4Addr::new(10, 64, 0, 3)));
+        (0..3).for_each(|_| drop(addresses.take(now)));
         addresses.release(&first, now);
         let third = addresses.take(now + REST / 2);
         assert_eq!(third.ipv4, None, "the first one's rests");

@@ -157,6 +157,9 @@ impl Life {
             Begin::New(reply) => {
                 let started = self.bring_up().await;
                 let failed = started.is_err();
+                if failed {
+                    self.host.hide(self.id);
+                }
                 // Whoever asked may have gone; the workload runs all the same.
                 let _ = reply.send(started);
                 if failed {
@@ -265,15 +268,7 @@ impl Life {
     }
 
     async fn announce(&self) -> Result<(), ApiError> {
-        let member = Member {
-            vdc: self.vdc,
-            held: self.kept.held(),
-            name: self.spec.name.clone(),
-            ports: self.spec.ports.clone(),
-            publish: self.spec.publish.clone(),
-            labels: self.spec.labels.clone(),
-        };
-        self.host.networks.announce(self.id, member).await
+        self.host.networks.announce(self.id, Member::new(self.vdc, &self.kept, &self.spec)).await
     }
 
     /// Listens to the shim from now on.
@@ -311,6 +306,7 @@ impl Life {
             (s.exit, s.pid, s.held, s.health) = (Some(view.clone()), None, None, api::HealthStatus::None);
         });
         if self.spec.run.remove {
+            self.host.hide(self.id);
             self.set_phase(Phase::Exited, &reason);
             self.listen_out().await;
             return self.vanish().await;

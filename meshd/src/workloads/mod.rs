@@ -24,19 +24,19 @@ use std::time::Duration;
 
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use vdc::roster::NameHolder;
 use vdc::{Name, VdcId};
 use vdc_api::{ApiError, ErrorCode, Severity};
-use workloads_container::{Adopted, Driver, DriverConfig, Launcher, RANGE_IDS, RuntimeError, WorkloadId};
+use workloads_container::{Adopted, AdoptedState, Driver, DriverConfig, Launcher, RANGE_IDS, RuntimeError, WorkloadId};
 use workloads_image::{Image, Images, StoreOptions};
 
 use self::addresses::Held;
 use self::kept::{Kept, Made, Shelf};
 use self::life::{Begin, Life, Order, Snapshot, State};
-use self::network::{Networks, blocking};
+use self::network::{Member, Networks, blocking};
 use self::spec::{Spec, VolumeSource};
 use crate::clock::system_time;
 use crate::config::Config;
@@ -58,6 +58,8 @@ const UID_BASE: u32 = 1 << 30;
 const UID_RANGES: u32 = 16_383;
 /// Before a task that failed is begun anew.
 const REVIVAL_PAUSE: Duration = Duration::from_secs(1);
+/// How long a new workload waits for those that are on the way out.
+const VANISH_TIME: Duration = Duration::from_secs(10);
 /// Digits of an id that stand for a name.
 const SHORT_ID: usize = 12;
 /// Where the parent of a container is installed, unless it lies beside the daemon.
@@ -102,6 +104,8 @@ impl Handle {
 #[derive(Debug, Default)]
 struct Registry {
     handles: BTreeMap<WorkloadId, Handle>,
+    /// Workloads that have ended and whose traces are being removed: nobody sees them any more.
+    vanishing: BTreeMap<WorkloadId, Handle>,
     /// Names of workloads that are being made.
     reserved: BTreeSet<(VdcId, Name)>,
     /// Ranges of ids of workloads that are being made.
@@ -122,6 +126,8 @@ pub(crate) struct Workloads {
     registry: Mutex<Registry>,
     /// What was found at the start and not yet given to a life.
     found: Mutex<BTreeMap<WorkloadId, (Option<Adopted>, Kept)>>,
+    /// Told when a workload has vanished.
+    vanished: Notify,
     tasks: TaskTracker,
     stop: CancellationToken,
 }
@@ -184,6 +190,7 @@ impl Workloads {
             events,
             registry: Mutex::default(),
             found: Mutex::default(),
+            vanished: Notify::new(),
             tasks: TaskTracker::new(),
             stop,
         };
@@ -307,6 +314,9 @@ impl Workloads {
             return problem(format!("its image {} is not here any more", kept.manifest));
         };
         let begin = adopted.map_or(Begin::Known, |adopted| Begin::Found(adopted.state));
+        if matches!(begin, Begin::Found(AdoptedState::Running { .. })) {
+            self.networks.expect(id, Member::new(vdc, &kept, &spec));
+        }
         drop(self.give_life(id, vdc, kept, Arc::new(spec), image, begin));
     }
 
@@ -398,6 +408,9 @@ impl Workloads {
             };
             return Err(name_taken(name, &holder));
         }
+        if spec.name.is_some() || !spec.publish.is_empty() {
+            self.let_vanish().await;
+        }
         let _reservation = self.reserve(vdc, spec.name.as_ref())?;
         let id = WorkloadId(random());
         let uid_base = self.free_range()?;
@@ -453,7 +466,8 @@ impl Workloads {
     /// A range of ids that no workload has. It is reserved until it stands in a handle.
     fn free_range(&self) -> Result<u32, ApiError> {
         let mut registry = self.lock();
-        let mut taken: BTreeSet<u32> = registry.handles.values().map(|handle| handle.uid_base).collect();
+        let held = registry.handles.values().chain(registry.vanishing.values());
+        let mut taken: BTreeSet<u32> = held.map(|handle| handle.uid_base).collect();
         taken.extend(registry.ranges.iter());
         let found = self.found.lock().unwrap_or_else(PoisonError::into_inner);
         taken.extend(found.values().map(|(_, kept)| kept.uid_base));
@@ -464,9 +478,37 @@ impl Workloads {
         Ok(base)
     }
 
-    /// Takes a workload off the list: its life is over.
+    /// Takes a workload off the list that others see: it has ended, and its traces are about to be removed.
+    pub(crate) fn hide(&self, id: WorkloadId) {
+        let mut registry = self.lock();
+        if let Some(handle) = registry.handles.remove(&id) {
+            registry.vanishing.insert(id, handle);
+        }
+    }
+
+    /// Takes a workload off all lists: its life is over.
     pub(crate) fn forget(&self, id: WorkloadId) {
-        self.lock().handles.remove(&id);
+        let mut registry = self.lock();
+        registry.handles.remove(&id);
+        registry.vanishing.remove(&id);
+        drop(registry);
+        self.vanished.notify_waiters();
+    }
+
+    /// Waits until nobody holds a name or port any more who is on the way out.
+    async fn let_vanish(&self) {
+        let empty = async {
+            loop {
+                let told = self.vanished.notified();
+                if self.lock().vanishing.is_empty() {
+                    return;
+                }
+                told.await;
+            }
+        };
+        if tokio::time::timeout(VANISH_TIME, empty).await.is_err() {
+            tracing::warn!("a workload that ended takes long to be removed");
+        }
     }
 
     /// Where a workload's volumes are. Named ones are made with their first user; the image's own lie with the workload

@@ -21,7 +21,8 @@ use vdc_api::{ApiError, ErrorCode};
 use workloads_container::WorkloadId;
 
 use super::addresses::{Addresses, Held};
-use super::spec::Publish;
+use super::kept::Kept;
+use super::spec::{Publish, Spec};
 use crate::dns_hub::DnsHub;
 use crate::error::{system, with_causes};
 use crate::vdc_core::{CoreHandle, CoreWorkload};
@@ -112,6 +113,17 @@ pub(crate) struct Member {
 }
 
 impl Member {
+    pub(crate) fn new(vdc: VdcId, kept: &Kept, spec: &Spec) -> Self {
+        Self {
+            vdc,
+            held: kept.held(),
+            name: spec.name.clone(),
+            ports: spec.ports.clone(),
+            publish: spec.publish.clone(),
+            labels: spec.labels.clone(),
+        }
+    }
+
     /// Whether others must be told of it.
     fn is_known(&self) -> bool {
         self.name.is_some() || !self.ports.is_empty() || !self.publish.is_empty() || !self.labels.is_empty()
@@ -146,6 +158,8 @@ pub(crate) struct Networks {
     host: tokio::sync::Mutex<Option<(Vec<PublishedPort>, Vec<EgressPort>)>>,
     /// One VDC's common parts are made at a time.
     preparing: tokio::sync::Mutex<()>,
+    /// One list of workloads is on its way at a time.
+    telling: tokio::sync::Mutex<()>,
 }
 
 impl Networks {
@@ -158,6 +172,7 @@ impl Networks {
             inner: Mutex::default(),
             host: tokio::sync::Mutex::default(),
             preparing: tokio::sync::Mutex::default(),
+            telling: tokio::sync::Mutex::default(),
         };
         networks.upstreams.set_upstreams(host_resolvers());
         networks
@@ -271,11 +286,18 @@ impl Networks {
     pub(crate) async fn announce(&self, id: WorkloadId, member: Member) -> Result<(), ApiError> {
         let (vdc, known, publishes) = (member.vdc, member.is_known(), !member.publish.is_empty());
         let before = self.lock().members.insert(id, member.clone());
-        if before.as_ref() == Some(&member) || !known {
+        if !known {
             return Ok(());
         }
-        self.tell_core(vdc).await?;
+        if before.as_ref() != Some(&member) {
+            self.tell_core(vdc).await?;
+        }
         if publishes { self.load_host_table().await } else { Ok(()) }
+    }
+
+    /// Notes a workload that was found running: it stays known while its life is being taken up.
+    pub(crate) fn expect(&self, id: WorkloadId, member: Member) {
+        self.lock().members.insert(id, member);
     }
 
     /// Notes a workload that holds addresses and is not announced, or takes it off the list.
@@ -304,6 +326,8 @@ impl Networks {
     /// Tells a VDC's task which workloads there are, once more.
     pub(crate) async fn tell_core(&self, vdc: VdcId) -> Result<(), ApiError> {
         let facts = self.facts(vdc)?;
+        // A list must not overtake a newer one.
+        let telling = self.telling.lock().await;
         let workloads: Vec<CoreWorkload> = {
             let inner = self.lock();
             let members = inner.members.values().filter(|member| member.vdc == vdc && member.is_known());
@@ -318,7 +342,9 @@ impl Networks {
                 })
                 .collect()
         };
-        facts.core.set_workloads(workloads).await
+        let known = facts.core.set_workloads(workloads).await?;
+        drop(telling);
+        known.loaded().await
     }
 
     /// Workloads that have a namespace here, known or not.

@@ -32,8 +32,9 @@ pub struct WorkloadExposure {
 impl WorkloadExposure {
     /// Workloads that one record names. All of them with a few ports and labels stay far below the longest record.
     pub const ENTRIES_MAX: usize = 256;
-    pub const PORTS_MAX: usize = 32;
-    pub const LABELS_MAX: usize = 16;
+    pub const PORTS_MAX: usize = 64;
+    /// As many as a grant has.
+    pub const LABELS_MAX: usize = 64;
 
     /// Bytes on the heap, without the entry itself.
     pub(super) fn heap_bytes(&self) -> usize {
@@ -57,10 +58,10 @@ pub(super) fn check(workloads: &[WorkloadExposure]) -> Result<(), &'static str> 
     }
     for workload in workloads {
         if workload.ports.len() > WorkloadExposure::PORTS_MAX || !are_disjoint(&workload.ports) {
-            return Err("a workload's ports must be at most 32 ascending, disjoint ranges");
+            return Err("a workload's ports must be at most 64 ascending, disjoint ranges");
         }
         if workload.labels.len() > WorkloadExposure::LABELS_MAX || !workload.labels.is_sorted_by(|a, b| a < b) {
-            return Err("a workload's labels must be at most 16, ascending");
+            return Err("a workload's labels must be at most 64, ascending");
         }
     }
     Ok(())

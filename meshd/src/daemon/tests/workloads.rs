@@ -94,7 +94,7 @@ async fn known_and_signed() {
         (vec![CoreWorkload { v4: Some(host.1), ..web.clone() }], "no address for a workload of this node"),
         (vec![web.clone(), CoreWorkload { v4: None, name: None, ..web.clone() }], "another workload's"),
         (vec![web.clone(), CoreWorkload { v4: None, v6: v6(0x1_0009), ..web.clone() }], "two workloads are called web"),
-        (vec![CoreWorkload { ports: (1..40).map(|n| tcp(2 * n)).collect(), ..web.clone() }], "at most 32"),
+        (vec![CoreWorkload { ports: (1..=65).map(|n| tcp(2 * n)).collect(), ..web.clone() }], "at most 64"),
     ] {
         let error = core.set_workloads(wrong).await.expect_err(why);
         assert_eq!(error.code, ErrorCode::BadRequest);
@@ -103,9 +103,9 @@ async fn known_and_signed() {
     assert_eq!(exposed(&core).await, (0, vec![], vec![]));
 
     // Known at once: to the name server, to the kernel, to `explain`.
-    core.set_workloads(vec![web.clone()]).await.expect("applied");
+    core.set_workloads(vec![web.clone()]).await.expect("taken").loaded().await.expect("loaded");
     let table = core.with(|core| core.firewall_generation()).await.expect("served");
-    core.set_workloads(vec![web.clone(), job.clone()]).await.expect("applied");
+    core.set_workloads(vec![web.clone(), job.clone()]).await.expect("taken").loaded().await.expect("loaded");
     let same = core.with(|core| core.firewall_generation()).await.expect("served");
     assert_eq!(table, same, "a workload that nobody may reach is no reason to load a table");
     assert_eq!(exposed(&core).await, (0, vec![], text(&["web.paris.acme.internal"])), "not signed yet");
@@ -113,7 +113,12 @@ async fn known_and_signed() {
     assert_eq!(hosts["web.paris"], [IpAddr::from(web.v6), v4(2).into()]);
     assert_eq!(hosts["web.paris"], hosts["web.paris1.paris"]);
     assert!(is_target(web.v6.into()) && is_target(v4(2).into()) && !is_target(job.v6.into()));
-    core.set_workloads(vec![web.clone(), job.clone(), nameless.clone()]).await.expect("applied");
+    core.set_workloads(vec![web.clone(), job.clone(), nameless.clone()])
+        .await
+        .expect("taken")
+        .loaded()
+        .await
+        .expect("loaded");
     assert!(is_target(nameless.v6.into()));
     let job_address = job.v6.to_string();
     for (source, destination, flow, allowed, reason) in [
@@ -132,7 +137,7 @@ async fn known_and_signed() {
 
     // Several changes, one record; the host's ports and the workloads keep each other.
     let db = CoreWorkload { name: Some(name("db")), v6: v6(0x1_0003), v4: None, ..web.clone() };
-    core.set_workloads(vec![web.clone(), db.clone()]).await.expect("applied");
+    core.set_workloads(vec![web.clone(), db.clone()]).await.expect("taken").loaded().await.expect("loaded");
     let both = text(&["db.paris.acme.internal", "web.paris.acme.internal"]);
     let table = core.with(|core| core.firewall_generation()).await.expect("served");
     let first = signed_since(&core, 0).await;
@@ -143,11 +148,11 @@ async fn known_and_signed() {
     core.with(move |core| core.exposure_change(&change)).await.expect("served").expect("declared");
     let second = exposed(&core).await;
     assert_eq!(second, (first.0 + 1, text(&["22/tcp"]), both.clone()));
-    core.set_workloads(vec![db.clone(), job.clone()]).await.expect("applied");
+    core.set_workloads(vec![db.clone(), job.clone()]).await.expect("taken").loaded().await.expect("loaded");
     let third = signed_since(&core, second.0).await;
     assert_eq!(third, (second.0 + 1, text(&["22/tcp"]), text(&["db.paris.acme.internal"])));
     // What no record says makes none.
-    core.set_workloads(vec![db.clone()]).await.expect("applied");
+    core.set_workloads(vec![db.clone()]).await.expect("taken").loaded().await.expect("loaded");
     assert!(!core.with(|core| core.is_record_due()).await.expect("served"));
 
     let taken = core.name_is_free(&name("paris1")).await.expect("a member");
@@ -158,7 +163,7 @@ async fn known_and_signed() {
     core.with(|core| core.forget_workloads()).await.expect("served");
     assert_eq!(exposed(&core).await, third);
     assert!(is_target(db.v6.into()), "its port stays open without anybody's word");
-    core.set_workloads(vec![db.clone()]).await.expect("applied");
+    core.set_workloads(vec![db.clone()]).await.expect("taken").loaded().await.expect("loaded");
     assert!(!core.with(|core| core.is_record_due()).await.expect("served"));
 
     // Nothing runs when the daemon has started again: what its record says is taken back.

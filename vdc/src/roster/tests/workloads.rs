@@ -82,11 +82,11 @@ fn workloads_beyond_limits_are_refused() {
         (vec![WorkloadExposure { offset: WORKLOAD_MIN - 1, ..web() }], "an address below the workloads'"),
         (vec![WorkloadExposure { ports: vec![tcp(2), tcp(1)], ..web() }], "ports not ascending"),
         (vec![WorkloadExposure { ports: vec![PortRange { first: 9, ..tcp(8) }], ..web() }], "an empty range"),
-        (vec![WorkloadExposure { ports: (1..34).map(|n| tcp(n * 2)).collect(), ..web() }], "33 ranges"),
+        (vec![WorkloadExposure { ports: (1..=65).map(|n| tcp(n * 2)).collect(), ..web() }], "65 ranges"),
         (vec![WorkloadExposure { labels: vec![name("b"), name("a")], ..web() }], "labels not ascending"),
         (
-            vec![WorkloadExposure { labels: (10..27).map(|n| name(&format!("l{n}"))).collect(), ..web() }],
-            "more than 16 labels",
+            vec![WorkloadExposure { labels: (0..65).map(|n| name(&format!("l{n:02}"))).collect(), ..web() }],
+            "more than 64 labels",
         ),
         (
             ["a", "b"]
