@@ -60,7 +60,7 @@ impl Daemon {
         fs::write(&config.access.passwd_file, format!("tester:x:{}:1::/:/bin/sh\n", own_uid())).expect("writable");
         change(&mut config);
         let (gate, calls) = (Arc::new(Gate::new()), Arc::default());
-        let backend = Arc::new(Fake { gate: Arc::clone(&gate), calls: Arc::clone(&calls) });
+        let backend = Arc::new(Fake { pipes: Mutex::default(), gate: Arc::clone(&gate), calls: Arc::clone(&calls) });
         let socket = config.socket.clone();
         let listener = Listener::bind(config).expect("the socket is free");
         let shutdown = CancellationToken::new();
@@ -157,6 +157,7 @@ impl Drop for Dropped {
 }
 
 struct Fake {
+    pipes: Mutex<JoinSet<()>>,
     gate: Arc<Gate>,
     calls: Arc<Mutex<Vec<Noted>>>,
 }
@@ -366,10 +367,10 @@ impl Fake {
             Dropped(Arc::clone(&self.gate))
         });
         // It ends with the pipe; how is seen by the client.
-        drop(tokio::spawn(async move {
+        self.pipes.lock().expect("no test panics with it").spawn(async move {
             drop(echo(far, greeting).await);
             drop(dropped);
-        }));
+        });
         Box::new(near)
     }
 }
