@@ -22,6 +22,7 @@ pub(crate) struct Config {
     pub(crate) network: Network,
     pub(crate) dns: Dns,
     pub(crate) workloads: Workloads,
+    pub(crate) remote: Remote,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
@@ -83,6 +84,15 @@ fn path_or_none<'de, D: serde::Deserializer<'de>>(text: D) -> Result<Option<Path
     PathBuf::deserialize(text).map(|path| Some(path).filter(|path| !path.as_os_str().is_empty()))
 }
 
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Remote {
+    /// Let nodes with the role operator run containers here and see all of them.
+    pub(crate) accept_operators: bool,
+    /// Directories of this host that containers which they run may have as volumes.
+    pub(crate) volumes: Vec<PathBuf>,
+}
+
 impl Default for Config {
     fn default() -> Self {
         Self {
@@ -93,6 +103,7 @@ impl Default for Config {
             network: Network::default(),
             dns: Dns::default(),
             workloads: Workloads::default(),
+            remote: Remote::default(),
         }
     }
 }
@@ -169,8 +180,13 @@ impl Config {
         if !cgroup.strip_prefix('/').is_some_and(|path| path.split('/').all(plain)) {
             return Err(format!("workloads.cgroup is an absolute path such as /meshd, got {cgroup:?}"));
         }
+        let plain_path =
+            |path: &&PathBuf| !path.components().all(|part| !matches!(part, std::path::Component::ParentDir));
+        if let Some(path) = self.remote.volumes.iter().find(plain_path) {
+            return Err(format!("remote.volumes: {} has .. in it", path.display()));
+        }
         let programs = self.workloads.runtime.iter().chain(&self.workloads.shim);
-        for path in programs.chain([&self.state_dir, &self.socket]) {
+        for path in programs.chain(&self.remote.volumes).chain([&self.state_dir, &self.socket]) {
             if !path.is_absolute() {
                 return Err(format!("{} must be an absolute path", path.display()));
             }

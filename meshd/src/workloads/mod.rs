@@ -605,6 +605,25 @@ fn make_volume(path: &Path) -> std::io::Result<()> {
     }
 }
 
+/// What another node may not have run here, whatever its right: what is this host's alone.
+pub(crate) fn check_remote(run: &vdc_api::WorkloadRun, volumes: &[PathBuf]) -> Result<(), ApiError> {
+    let refused = |message: String| ApiError::new(ErrorCode::RemoteRefused, message);
+    if run.host_users {
+        return Err(refused("another node may not run anything as this host's own root".into())
+            .hint("leave --userns host out, or run it on the node itself"));
+    }
+    for text in &run.volumes {
+        let path = Path::new(text.split(':').next().unwrap_or_default());
+        // Only what was named itself: what lies below may be a link that a container made.
+        if path.is_absolute() && !volumes.iter().any(|allowed| path == allowed) {
+            let message = format!("the node does not let others have {} as a volume", path.display());
+            return Err(refused(message)
+                .hint("use a volume by name, or have its local team add the directory to `volumes` below [remote]"));
+        }
+    }
+    Ok(())
+}
+
 fn name_taken(name: &Name, holder: &str) -> ApiError {
     let error = ApiError::new(ErrorCode::Conflict, format!("the name {name} is taken by {holder}"));
     ApiError { field: Some("name".into()), ..error }.hint("choose another with --name, or remove the holder")

@@ -18,6 +18,7 @@
 mod backend;
 mod caller;
 mod listen;
+mod remote;
 mod reply;
 mod request;
 mod route;
@@ -26,8 +27,8 @@ mod serve;
 mod upgrade;
 mod workloads;
 
-pub use backend::{Backend, Call, Duplex, Items, Pipe};
+pub use backend::{Backend, Call, Duplex, Items, Pipe, RemoteNode};
 pub use caller::{Access, Caller};
 pub use listen::{ListenError, Listener, WebConfig};
-pub use serve::{Limits, serve};
+pub use serve::{Api, Limits, serve};
 pub use workloads::WorkloadBackend;
