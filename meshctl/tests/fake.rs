@@ -12,6 +12,7 @@ use http_body_util::{BodyExt, Full};
 use hyper::body::{Body, Frame, Incoming};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
+use hyper::upgrade::Upgraded;
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
 use serde::Serialize;
@@ -21,7 +22,7 @@ use tokio::net::UnixListener;
 use tokio::process::Command;
 use tokio::sync::{Semaphore, oneshot};
 use tokio::task::JoinSet;
-use vdc_api::{ErrorBody, MEDIA_JSON, MEDIA_SSE};
+use vdc_api::{ErrorBody, MEDIA_JSON, MEDIA_SSE, STREAM_PROTOCOL};
 
 /// What the daemon does with one request.
 pub(crate) enum Reply {
@@ -36,7 +37,11 @@ pub(crate) enum Reply {
     Held(oneshot::Receiver<()>, String),
     /// Closes the connection without an answer.
     Hangup,
+    /// The connection becomes a pipe, which the test holds.
+    Upgrade(oneshot::Sender<Pipe>),
 }
+
+pub(crate) type Pipe = TokioIo<Upgraded>;
 
 impl Reply {
     pub(crate) fn json(status: u16, body: &str) -> Self {
@@ -59,6 +64,11 @@ impl Reply {
     pub(crate) fn held(body: &str) -> (Self, oneshot::Sender<()>) {
         let (release, released) = oneshot::channel();
         (Self::Held(released, body.to_owned()), release)
+    }
+
+    pub(crate) fn upgrade() -> (Self, oneshot::Receiver<Pipe>) {
+        let (sender, pipe) = oneshot::channel();
+        (Self::Upgrade(sender), pipe)
     }
 }
 
@@ -115,7 +125,7 @@ impl Daemon {
                 let service = service_fn(move |request| answer(Arc::clone(&shared), request));
                 // Errors are hang-ups, ours among them.
                 connections.spawn(async move {
-                    drop(http1::Builder::new().serve_connection(TokioIo::new(stream), service).await)
+                    drop(http1::Builder::new().serve_connection(TokioIo::new(stream), service).with_upgrades().await)
                 });
             }
         });
@@ -169,7 +179,8 @@ fn finish(output: std::process::Output) -> Output {
 
 type Answer = Response<UnsyncBoxBody<Bytes, Infallible>>;
 
-async fn answer(shared: Arc<Shared>, request: Request<Incoming>) -> Result<Answer, &'static str> {
+async fn answer(shared: Arc<Shared>, mut request: Request<Incoming>) -> Result<Answer, &'static str> {
+    let upgrade = hyper::upgrade::on(&mut request);
     let (head, body) = request.into_parts();
     let body = body.collect().await.expect("a whole body").to_bytes();
     let recorded = Recorded {
@@ -193,6 +204,18 @@ async fn answer(shared: Arc<Shared>, request: Request<Incoming>) -> Result<Answe
             Ok(respond(200, MEDIA_JSON, Full::new(Bytes::from(body)).boxed_unsync()))
         }
         Reply::Hangup => Err("hang up"),
+        Reply::Upgrade(sender) => {
+            assert_eq!(head.headers.get("upgrade").map(|value| value.as_bytes()), Some(STREAM_PROTOCOL.as_bytes()));
+            tokio::spawn(async move {
+                // A client that went away instead is seen by the test as the end of its pipe.
+                if let Ok(upgraded) = upgrade.await {
+                    drop(sender.send(TokioIo::new(upgraded)));
+                }
+            });
+            let response = Response::builder().status(101).header("connection", "upgrade");
+            let response = response.header("upgrade", STREAM_PROTOCOL);
+            Ok(response.body(Full::new(Bytes::new()).boxed_unsync()).expect("well-formed"))
+        }
     }
 }
 

@@ -182,8 +182,8 @@ impl Run<'_> {
         let mut list = client.read(endpoint::WORKLOAD_LIST, &[&vdc], &()).await?;
         list.workloads.retain(|workload| args.all || workload.phase != Phase::Exited);
         if args.quiet && self.global.output == Output::Table {
-            let ids: String = list.workloads.iter().map(|workload| format!("{}\n", workload.id)).collect();
-            return self.terminal.print(&show::harmless(&ids).unwrap_or(ids));
+            let lines = list.workloads.iter().map(|workload| format!("{}\n", show::harmless_text(&workload.id)));
+            return self.terminal.print(&lines.collect::<String>());
         }
         self.print(&list)
     }
