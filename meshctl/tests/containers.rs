@@ -17,7 +17,7 @@ use vdc_api::{
     WorkloadRun, WorkloadView,
 };
 
-use crate::fake::{Daemon, Pipe, Reply};
+use crate::fake::{Daemon, Pipe, Reply, Upgrading};
 
 const ID: &str = "0123456789abcdef0123456789abcdef";
 
@@ -84,7 +84,7 @@ async fn run_passes_streams_and_ends_as_the_program_did() {
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().expect("the binary runs");
     let mut stdin = child.stdin.take().expect("piped");
-    let mut pipe = pipe.await.expect("attached");
+    let mut pipe = pipe.pipe().await;
     stdin.write_all(b"in").await.expect("it reads");
     assert_eq!(next(&mut pipe).await, (Kind::Stdin, b"in".to_vec()));
     drop(stdin);
@@ -146,12 +146,12 @@ fn is_cooked(end: &OwnedFd) -> bool {
 }
 
 /// Starts a session with a terminal, and returns when it is raw.
-async fn raw_session(daemon: &Daemon, pipe: tokio::sync::oneshot::Receiver<Pipe>) -> RawSession {
+async fn raw_session(daemon: &Daemon, pipe: Upgrading) -> RawSession {
     let (mut master, end) = terminal();
     let mut command = daemon.command(&["exec", "-it", "web", "sh"]);
     command.stdin(end.try_clone().expect("a copy")).stdout(end.try_clone().expect("a copy")).stderr(Stdio::piped());
     let child = command.spawn().expect("the binary runs");
-    let mut pipe = pipe.await.expect("upgraded");
+    let mut pipe = pipe.pipe().await;
     // Without an end of line: only a raw terminal passes it.
     master.write_all(b"x").expect("writes");
     assert_eq!(next(&mut pipe).await, (Kind::Stdin, b"x".to_vec()));
@@ -306,7 +306,7 @@ async fn hostile_stream_of_a_copy_writes_nothing_outside() {
     let target = inside.display().to_string();
     let mut command = daemon.command(&["cp", "web:/x", &target]);
     let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the binary runs");
-    let mut pipe = pipe.await.expect("upgraded");
+    let mut pipe = pipe.pipe().await;
     let frames = [frame(Kind::Stdout, &stream), frame(Kind::Exit, &0_i32.to_be_bytes())].concat();
     // It may be gone before it has read all.
     drop(pipe.write_all(&frames).await);

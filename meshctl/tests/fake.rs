@@ -12,7 +12,7 @@ use http_body_util::{BodyExt, Full};
 use hyper::body::{Body, Frame, Incoming};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper::upgrade::Upgraded;
+use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
 use serde::Serialize;
@@ -38,10 +38,19 @@ pub(crate) enum Reply {
     /// Closes the connection without an answer.
     Hangup,
     /// The connection becomes a pipe, which the test holds.
-    Upgrade(oneshot::Sender<Pipe>),
+    Upgrade(oneshot::Sender<OnUpgrade>),
 }
 
 pub(crate) type Pipe = TokioIo<Upgraded>;
+
+/// A pipe to be.
+pub(crate) struct Upgrading(oneshot::Receiver<OnUpgrade>);
+
+impl Upgrading {
+    pub(crate) async fn pipe(self) -> Pipe {
+        TokioIo::new(self.0.await.expect("it is asked for").await.expect("the client takes it"))
+    }
+}
 
 impl Reply {
     pub(crate) fn json(status: u16, body: &str) -> Self {
@@ -66,9 +75,9 @@ impl Reply {
         (Self::Held(released, body.to_owned()), release)
     }
 
-    pub(crate) fn upgrade() -> (Self, oneshot::Receiver<Pipe>) {
-        let (sender, pipe) = oneshot::channel();
-        (Self::Upgrade(sender), pipe)
+    pub(crate) fn upgrade() -> (Self, Upgrading) {
+        let (sender, coming) = oneshot::channel();
+        (Self::Upgrade(sender), Upgrading(coming))
     }
 }
 
@@ -206,12 +215,7 @@ async fn answer(shared: Arc<Shared>, mut request: Request<Incoming>) -> Result<A
         Reply::Hangup => Err("hang up"),
         Reply::Upgrade(sender) => {
             assert_eq!(head.headers.get("upgrade").map(|value| value.as_bytes()), Some(STREAM_PROTOCOL.as_bytes()));
-            tokio::spawn(async move {
-                // A client that went away instead is seen by the test as the end of its pipe.
-                if let Ok(upgraded) = upgrade.await {
-                    drop(sender.send(TokioIo::new(upgraded)));
-                }
-            });
+            drop(sender.send(upgrade));
             let response = Response::builder().status(101).header("connection", "upgrade");
             let response = response.header("upgrade", STREAM_PROTOCOL);
             Ok(response.body(Full::new(Bytes::new()).boxed_unsync()).expect("well-formed"))
