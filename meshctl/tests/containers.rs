@@ -1,319 +1,366 @@
-//! The verbs for containers: what they ask, what passes through their streams, how they exit.
+//! Verbs for containers and images: what they ask, in order, and what they print.
 
-use std::fs::File;
-use std::io::Write as _;
-use std::os::fd::OwnedFd;
-use std::process::Stdio;
-
-use nix::pty::{Winsize, openpty};
-use nix::sys::signal::{Signal, kill};
-use nix::sys::termios::{LocalFlags, Termios, tcgetattr};
-use nix::unistd::Pid;
+use serde::Serialize;
 use serde_json::{Value, json};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use vdc_api::frame::{self, Kind};
-use vdc_api::{
-    ApiError, ErrorCode, ExitReason, ExitView, HealthStatus, LogEvent, LogStream, Phase, RunEvent, WorkloadList,
-    WorkloadRun, WorkloadView,
-};
+use vdc_api::{ApiError, ErrorCode, LogEvent, LogStream, Phase, Waited, WorkloadView, samples};
 
-use crate::fake::{Daemon, Pipe, Reply, Upgrading};
+use crate::fake::{Daemon, Recorded, Reply};
 
-const ID: &str = "0123456789abcdef0123456789abcdef";
-
-fn view(name: &str, phase: Phase) -> WorkloadView {
-    let exit = ExitView { code: 3, signal: None, oom_killed: false, at: at(9), cause: ExitReason::Process };
-    WorkloadView {
-        id: ID.into(),
-        name: name.into(),
-        node: "berlin1".into(),
-        site: "berlin".into(),
-        fqdn: Some(format!("{name}.berlin.acme.internal")),
-        addresses: vec!["fd5a::7".into()],
-        manifest: format!("sha256:{}", "0".repeat(64)),
-        phase,
-        reason: "started".into(),
-        since: at(1),
-        next_retry: None,
-        pid: Some(7),
-        exit: (phase == Phase::Exited).then_some(exit),
-        restarts: 0,
-        health: HealthStatus::None,
-        degraded: vec![],
-        created_at: at(0),
-        spec: WorkloadRun { image: "debian:12".into(), ..WorkloadRun::default() },
-    }
+fn ok(value: &impl Serialize) -> Reply {
+    Reply::json(200, &serde_json::to_string(value).expect("samples are plain data"))
 }
 
-fn at(second: u32) -> String {
-    format!("2026-03-01T12:00:{second:02}.500Z")
+fn refused(code: ErrorCode, message: &str) -> Reply {
+    let body = ApiError::new(code, message).into_body("id");
+    Reply::json(code.status(), &serde_json::to_string(&body).expect("plain data"))
 }
 
-fn text_of(value: &impl serde::Serialize) -> String {
-    serde_json::to_string(value).expect("plain data")
+fn asked(requests: &[Recorded]) -> Vec<String> {
+    requests.iter().map(|request| format!("{} {}", request.method, request.path)).collect()
 }
 
-fn created() -> [RunEvent; 1] {
-    [RunEvent::Created { id: ID.into(), name: "job".into() }]
+fn body(request: &Recorded) -> Value {
+    if request.body.is_empty() { Value::Null } else { serde_json::from_str(&request.body).expect("JSON") }
 }
 
-fn frame(kind: Kind, body: &[u8]) -> Vec<u8> {
-    let mut out = Vec::new();
-    frame::encode(kind, body, &mut out);
-    out
+fn words(line: &str) -> Vec<&str> {
+    line.split(' ').collect()
 }
 
-/// Reads one whole frame.
-async fn next(pipe: &mut Pipe) -> (Kind, Vec<u8>) {
-    let mut bytes = vec![0; 5];
-    pipe.read_exact(&mut bytes).await.expect("a frame's head");
-    let length = u32::from_be_bytes(bytes[1..].try_into().expect("four bytes"));
-    let head = bytes.len();
-    bytes.resize(head + usize::try_from(length).expect("short"), 0);
-    pipe.read_exact(&mut bytes[head..]).await.expect("a frame's body");
-    let frame = frame::decode(&bytes).expect("a frame").expect("a whole one");
-    (frame.kind, frame.body.to_vec())
-}
-
+/// A verb that makes one request, the request, and the answer to it. What is printed as JSON is the answer, in a list
+/// where the verb takes several names.
 #[tokio::test]
-async fn run_passes_streams_and_ends_as_the_program_did() {
-    let (upgrade, pipe) = Reply::upgrade();
-    let daemon = Daemon::start(vec![Reply::endless_stream(&created()), upgrade]).await;
-    let words = ["run", "--rm", "-i", "--memory", "64M", "--on", "site=x", "debian:12", "cat", "-n"];
-    let mut command = daemon.command(&words);
-    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = command.spawn().expect("the binary runs");
-    let mut stdin = child.stdin.take().expect("piped");
-    let mut pipe = pipe.pipe().await;
-    stdin.write_all(b"in").await.expect("it reads");
-    assert_eq!(next(&mut pipe).await, (Kind::Stdin, b"in".to_vec()));
-    drop(stdin);
-    assert_eq!(next(&mut pipe).await, (Kind::StdinEof, vec![]));
-    let pid = Pid::from_raw(child.id().expect("it runs").try_into().expect("a pid"));
-    kill(pid, Signal::SIGTERM).expect("it runs");
-    assert_eq!(next(&mut pipe).await, (Kind::Signal, vec![15]));
-    let rest =
-        [frame(Kind::Stdout, b"out\xff"), frame(Kind::Stderr, b"err"), frame(Kind::Exit, &143_i32.to_be_bytes())];
-    pipe.write_all(&rest.concat()).await.expect("it reads");
-    let output = child.wait_with_output().await.expect("it ends");
-    assert_eq!(output.status.code(), Some(143));
-    assert_eq!((&output.stdout[..], &output.stderr[..]), (&b"out\xff"[..], &b"err"[..]));
-    let requests = daemon.requests();
-    assert_eq!(requests[0].path, "/v1/vdcs/-/workloads?on=site%3Dx");
-    assert_eq!(requests[1].path, format!("/v1/vdcs/-/workloads/{ID}/attach?on=site%3Dx"));
-    let sent: WorkloadRun = serde_json::from_str(&requests[0].body).expect("JSON");
-    assert_eq!((sent.image.as_str(), sent.command), ("debian:12", vec!["cat".to_owned(), "-n".to_owned()]));
-    assert!(sent.attach && sent.remove && sent.stdin && !sent.tty && sent.memory_bytes == Some(64 << 20));
-}
-
-#[tokio::test]
-async fn programs_that_do_not_run_have_the_exit_codes_of_the_field() {
-    for (code, exit) in [
-        (ErrorCode::ProgramNotFound, 127),
-        (ErrorCode::ProgramNotExecutable, 126),
-        (ErrorCode::ImageNotFound, 125),
-        (ErrorCode::PortTaken, 125),
-    ] {
-        let body = ApiError::new(code, "it does not run").hint("do this").into_body("id");
-        let nothing: [RunEvent; 0] = [];
-        let daemon =
-            Daemon::start(vec![Reply::stream_then_error(&nothing, &body), Reply::json(code.status(), &text_of(&body))])
-                .await;
-        for words in [&["run", "debian:12", "x"][..], &["exec", "web", "x"]] {
-            let output = daemon.run(words).await;
-            assert_eq!((output.code, output.stdout.as_str()), (exit, ""), "{code:?} {words:?}");
-            assert!(output.stderr.starts_with("error: it does not run\nhint: do this\n"), "{}", output.stderr);
+async fn every_verb_asks_as_it_should_and_prints_both_forms() {
+    const WEB: &str = "/v1/vdcs/-/workloads/web";
+    let (view, ended) = (samples::workload(), samples::workload_ended());
+    let table = [
+        ("inspect web", "GET", WEB.to_owned(), Value::Null, json!(view), json!(view)),
+        (
+            "inspect web --on site=berlin",
+            "GET",
+            format!("{WEB}?on=site%3Dberlin"),
+            Value::Null,
+            json!(view),
+            json!(view),
+        ),
+        (
+            "ps --all --vdc acme",
+            "GET",
+            "/v1/vdcs/acme/workloads".into(),
+            Value::Null,
+            json!(samples::workload_list()),
+            json!(samples::workload_list()),
+        ),
+        ("start web", "POST", format!("{WEB}/start"), Value::Null, json!(view), json!([view])),
+        ("stop -t 60 web", "POST", format!("{WEB}/stop"), json!({"grace_s": 60}), json!(ended), json!([ended])),
+        ("stop web", "POST", format!("{WEB}/stop"), json!({"grace_s": null}), json!(ended), json!([ended])),
+        ("kill web", "POST", format!("{WEB}/signal"), json!({"signal": "KILL"}), json!(view), json!([view])),
+        (
+            "kill -s HUP web --on berlin1",
+            "POST",
+            format!("{WEB}/signal?on=berlin1"),
+            json!({"signal": "HUP"}),
+            json!(view),
+            json!([view]),
+        ),
+        (
+            "rm web",
+            "DELETE",
+            format!("{WEB}?force=false"),
+            Value::Null,
+            json!(samples::workload_removed()),
+            json!([samples::workload_removed()]),
+        ),
+        (
+            "rm -f web",
+            "DELETE",
+            format!("{WEB}?force=true"),
+            Value::Null,
+            json!(samples::workload_removed()),
+            json!([samples::workload_removed()]),
+        ),
+        (
+            "wait web",
+            "GET",
+            format!("{WEB}/wait"),
+            Value::Null,
+            json!(samples::waited()),
+            json!(samples::waited().exit),
+        ),
+        (
+            "image ls",
+            "GET",
+            "/v1/vdcs/-/images".into(),
+            Value::Null,
+            json!(samples::image_list()),
+            json!(samples::image_list()),
+        ),
+        (
+            "image tag debian:12 localhost/base:1",
+            "POST",
+            "/v1/vdcs/-/images/tag".into(),
+            json!({"image": "debian:12", "tag": "localhost/base:1"}),
+            json!(samples::image()),
+            json!(samples::image()),
+        ),
+        (
+            "image rm localhost/base:1",
+            "DELETE",
+            "/v1/vdcs/-/images/localhost%2Fbase%3A1".into(),
+            Value::Null,
+            json!(samples::images_freed()),
+            json!([samples::images_freed()]),
+        ),
+        (
+            "image clean",
+            "POST",
+            "/v1/vdcs/-/images/clean".into(),
+            Value::Null,
+            json!(samples::images_freed()),
+            json!(samples::images_freed()),
+        ),
+    ];
+    for (line, method, path, sent, answer, printed) in table {
+        let daemon = Daemon::start(vec![ok(&answer), ok(&answer)]).await;
+        let output = daemon.run(&words(line)).await;
+        assert_eq!((output.code, output.stderr.as_str()), (0, ""), "{line}");
+        assert!(output.stdout.ends_with('\n') && !output.stdout.contains('\u{1b}'), "{line}: {}", output.stdout);
+        let output = daemon.run(&[words(line).as_slice(), &["-o", "json"]].concat()).await;
+        assert_eq!(output.code, 0, "{line}");
+        assert_eq!(serde_json::from_str::<Value>(&output.stdout).expect("JSON"), printed, "{line}");
+        for request in daemon.requests() {
+            assert_eq!((request.method.as_str(), &request.path), (method, &path), "{line}");
+            assert_eq!(body(&request), sent, "{line}");
         }
     }
-    let directory = tempfile::tempdir().expect("a directory");
-    let output = crate::fake::meshctl(&directory.path().join("none.sock"), &["run", "debian:12"]).await;
-    assert_eq!(output.code, 125, "{}", output.stderr);
-}
-
-/// A terminal, its other end for the binary, and a way to look at its modes.
-fn terminal() -> (File, OwnedFd) {
-    let size = Winsize { ws_row: 30, ws_col: 100, ws_xpixel: 0, ws_ypixel: 0 };
-    let pty = openpty(Some(&size), None).expect("a terminal");
-    (File::from(pty.master), pty.slave)
-}
-
-fn modes(end: &OwnedFd) -> Termios {
-    tcgetattr(end).expect("a terminal")
-}
-
-fn is_cooked(end: &OwnedFd) -> bool {
-    modes(end).local_flags.contains(LocalFlags::ICANON | LocalFlags::ECHO)
-}
-
-/// Starts a session with a terminal, and returns when it is raw.
-async fn raw_session(daemon: &Daemon, pipe: Upgrading) -> RawSession {
-    let (mut master, end) = terminal();
-    let mut command = daemon.command(&["exec", "-it", "web", "sh"]);
-    command.stdin(end.try_clone().expect("a copy")).stdout(end.try_clone().expect("a copy")).stderr(Stdio::piped());
-    let child = command.spawn().expect("the binary runs");
-    let mut pipe = pipe.pipe().await;
-    // Without an end of line: only a raw terminal passes it.
-    master.write_all(b"x").expect("writes");
-    assert_eq!(next(&mut pipe).await, (Kind::Stdin, b"x".to_vec()));
-    assert!(!is_cooked(&end));
-    RawSession { master, end, child, pipe }
-}
-
-struct RawSession {
-    master: File,
-    end: OwnedFd,
-    child: tokio::process::Child,
-    pipe: Pipe,
 }
 
 #[tokio::test]
-async fn keys_to_detach_leave_the_program_and_the_terminal_as_they_were() {
-    let (upgrade, pipe) = Reply::upgrade();
-    let daemon = Daemon::start(vec![upgrade]).await;
-    let mut session = raw_session(&daemon, pipe).await;
-    session.master.write_all(b"\x03y\x10\x11").expect("writes");
-    let mut received = Vec::new();
-    while received.len() < 2 {
-        let (kind, body) = next(&mut session.pipe).await;
-        assert_eq!(kind, Kind::Stdin);
-        received.extend(body);
-    }
-    assert_eq!(received, b"\x03y", "Ctrl-C is the program's, the keys to detach are not");
-    assert_eq!(session.child.wait().await.expect("it ends").code(), Some(0));
-    assert!(is_cooked(&session.end));
-    let sent: Value = serde_json::from_str(&daemon.requests()[0].body).expect("JSON");
-    assert_eq!(sent["terminal"], json!({"rows": 30, "columns": 100}));
-}
-
-#[tokio::test]
-async fn terminal_is_restored_however_a_session_ends() {
-    let (upgrade, pipe) = Reply::upgrade();
-    let daemon = Daemon::start(vec![upgrade]).await;
-    let mut session = raw_session(&daemon, pipe).await;
-    let pid = Pid::from_raw(session.child.id().expect("it runs").try_into().expect("a pid"));
-    kill(pid, Signal::SIGTERM).expect("it runs");
-    assert_eq!(session.child.wait().await.expect("it ends").code(), Some(143));
-    assert!(is_cooked(&session.end), "by a signal");
-
-    let error = ApiError::new(ErrorCode::Internal, "it is over").into_body("id");
-    for (last, code) in
-        [(vec![], 125), (frame(Kind::Error, text_of(&error).as_bytes()), 125), (vec![99, 0, 0, 0, 0], 125)]
-    {
-        let (upgrade, pipe) = Reply::upgrade();
-        let daemon = Daemon::start(vec![upgrade]).await;
-        let mut session = raw_session(&daemon, pipe).await;
-        session.pipe.write_all(&last).await.expect("it reads");
-        drop(session.pipe);
-        assert_eq!(session.child.wait().await.expect("it ends").code(), Some(code), "{last:?}");
-        assert!(is_cooked(&session.end), "{last:?}");
-    }
-}
-
-fn line(second: u32, text: &str) -> LogEvent {
-    LogEvent::Line { at: at(second), stream: LogStream::Stdout, text: format!("{text}\n"), base64: None }
-}
-
-#[tokio::test]
-async fn followed_log_goes_on_after_a_restart_without_loss_and_doubling() {
-    let events = |events: &[LogEvent]| Reply::stream_then_error(events, &unavailable());
-    let daemon = Daemon::start(vec![
-        events(&[line(1, "a"), line(2, "b"), line(2, "c")]),
-        Reply::Hangup,
-        Reply::stream(&[line(2, "b"), line(2, "c"), line(2, "d"), line(3, "e")]),
-    ])
-    .await;
-    let output = daemon.run(&["logs", "-f", "--tail", "3", "web"]).await;
-    assert_eq!((output.code, output.stdout.as_str()), (0, "a\nb\nc\nd\ne\n"), "{}", output.stderr);
-    let paths: Vec<String> = daemon.requests().into_iter().map(|request| request.path).collect();
-    assert!(paths[0].contains("tail=3") && !paths[0].contains("since"), "{paths:?}");
-    assert!(!paths[2].contains("tail") && paths[2].contains("since=2026-03-01T12%3A00%3A02.500Z"), "{paths:?}");
-
-    let daemon = Daemon::start(vec![events(&[line(1, "a")])]).await;
-    let output = daemon.run(&["logs", "-t", "web"]).await;
-    assert_eq!((output.code, output.stdout), (3, format!("{} a\n", at(1))), "not followed: the failure is told");
-}
-
-fn unavailable() -> vdc_api::ErrorBody {
-    ApiError::new(ErrorCode::Unavailable, "meshd is going away").into_body("id")
-}
-
-#[tokio::test]
-async fn lists_are_shown_as_tables_ids_and_json() {
-    let list = WorkloadList { workloads: vec![view("web", Phase::Running), view("job", Phase::Exited)] };
-    let reply = || Reply::json(200, &text_of(&list));
-    let daemon = Daemon::start(vec![reply(), reply(), reply(), reply()]).await;
+async fn lists_and_views_say_what_matters() {
+    let list = samples::workload_list();
+    let daemon = Daemon::start(vec![ok(&list), ok(&list), ok(&list), ok(&list.workloads[1])]).await;
     let output = daemon.run(&["ps"]).await;
-    assert!(output.stdout.contains("web ") && !output.stdout.contains("job "), "{}", output.stdout);
+    assert!(output.stdout.contains("running (healthy) *") && !output.stdout.contains("job"), "{}", output.stdout);
     let output = daemon.run(&["ps", "-a"]).await;
-    assert!(output.stdout.contains("exited (3)"), "{}", output.stdout);
-    assert_eq!(daemon.run(&["ps", "-q"]).await.stdout, format!("{ID}\n"));
-    let output = daemon.run(&["ps", "-a", "-o", "json"]).await;
-    assert_eq!(serde_json::from_str::<WorkloadList>(&output.stdout).expect("JSON"), list);
-
-    let shown = Reply::json(200, &text_of(&view("web", Phase::Running)));
-    let daemon = Daemon::start(vec![shown, Reply::json(200, &text_of(&view("web", Phase::Running)))]).await;
-    let output = daemon.run(&["inspect", "web", "-o", "json"]).await;
-    assert_eq!(serde_json::from_str::<WorkloadView>(&output.stdout).expect("JSON"), view("web", Phase::Running));
-    assert!(daemon.run(&["inspect", "web"]).await.stdout.contains("web.berlin.acme.internal"));
+    assert!(output.stdout.contains("exited (137)") && output.stdout.contains("8080:80 80/tcp"), "{}", output.stdout);
+    assert_eq!(daemon.run(&["ps", "-q"]).await.stdout, format!("{}\n", samples::workload().id));
+    let output = daemon.run(&["inspect", "web"]).await;
+    let wanted = ["memory limit: the controller memory is not there", "memory 268.4 MB", "web.berlin.acme.internal"];
+    for wanted in wanted {
+        assert!(output.stdout.contains(wanted), "{wanted}: {}", output.stdout);
+    }
 }
 
 #[tokio::test]
-async fn several_are_ended_whatever_happens_to_one() {
-    let missing = ApiError::new(ErrorCode::NotFound, "no workload is called a").into_body("id");
-    let removed = json!({"id": ID, "name": "b"}).to_string();
-    let daemon = Daemon::start(vec![Reply::json(404, &text_of(&missing)), Reply::json(200, &removed)]).await;
-    let output = daemon.run(&["rm", "-f", "a", "b"]).await;
-    assert_eq!((output.code, output.stdout.as_str()), (1, "b\n"));
-    assert!(output.stderr.contains("no workload is called a"), "{}", output.stderr);
-    let requests = daemon.requests();
-    assert_eq!(requests[1].method, "DELETE");
-    assert_eq!(requests[1].path, "/v1/vdcs/-/workloads/b?force=true");
+async fn detached_run_sends_what_was_asked_and_prints_the_name() {
+    let events = samples::run_events();
+    let daemon = Daemon::start(vec![Reply::stream(&events), Reply::stream(&events), Reply::stream(&events)]).await;
+    let line = "run -d --name web --port 80 --publish 8080:80 -v data:/data -e MODE=fast --memory 256M --cpus 1.5 \
+                --restart always --cap-drop ALL --read-only --pull never -l web -u 33 --stop-timeout 3 \
+                registry.example:5000/nginx:1 nginx -g daemon";
+    let output = daemon.run(&words(line)).await;
+    assert_eq!((output.code, output.stdout.as_str()), (0, "web\n"), "{}", output.stderr);
+    assert!(output.stderr.contains("getting the image: 33 %"), "{}", output.stderr);
+    assert!(output.stderr.contains("note: this node cannot do the memory limit"), "{}", output.stderr);
+    let sent: vdc_api::WorkloadRun = serde_json::from_str(&daemon.requests()[0].body).expect("a request");
+    let expected = vdc_api::WorkloadRun {
+        image: "registry.example:5000/nginx:1".into(),
+        name: Some("web".into()),
+        command: vec!["nginx".into(), "-g".into(), "daemon".into()],
+        env: vec!["MODE=fast".into()],
+        user: Some("33".into()),
+        ports: vec!["80/tcp".into()],
+        publish: vec!["8080:80".into()],
+        volumes: vec!["data:/data".into()],
+        labels: vec!["web".into()],
+        memory_bytes: Some(256 << 20),
+        cpu_millis: Some(1_500),
+        restart: vdc_api::RestartPolicy::Always,
+        stop_grace_s: Some(3),
+        drop_capabilities: vec!["ALL".into()],
+        read_only: true,
+        pull: vdc_api::PullPolicy::Never,
+        ..vdc_api::WorkloadRun::default()
+    };
+    assert_eq!(sent, expected);
+    let output = daemon.run(&["run", "-d", "debian:12", "-o", "json"]).await;
+    assert_eq!(output.code, 0, "{}", output.stderr);
+    let sent = body(&daemon.requests()[1]);
+    assert_eq!(sent["command"], json!(["-o", "json"]), "what follows the image is the program's");
+    let output = daemon.run(&["-o", "json", "run", "-d", "debian:12"]).await;
+    let printed: WorkloadView = serde_json::from_str(&output.stdout).expect("one view");
+    assert_eq!(printed, samples::workload());
+    assert_eq!(asked(&daemon.requests()), ["POST /v1/vdcs/-/workloads"; 3]);
+}
 
-    let exited = view("web", Phase::Exited);
-    let running = json!({"exit": null}).to_string();
-    let waited = json!({"exit": exited.exit}).to_string();
-    let daemon = Daemon::start(vec![Reply::json(200, &running), Reply::json(200, &waited)]).await;
-    let output = daemon.run(&["wait", "web"]).await;
-    assert_eq!((output.code, output.stdout.as_str()), (0, "3\n"), "a long wait is asked again");
-
+#[tokio::test]
+async fn run_that_is_refused_or_fails_has_the_codes_of_the_field() {
+    let pulling = &samples::run_events()[..1];
+    let late = |code, message: &str| Reply::stream_then_error(pulling, &ApiError::new(code, message).into_body("id"));
     let daemon = Daemon::start(vec![
-        Reply::json(200, &text_of(&view("web", Phase::Stopping))),
-        Reply::json(200, &waited),
-        Reply::json(200, &text_of(&exited)),
+        refused(ErrorCode::BadRequest, "no such option"),
+        late(ErrorCode::ImageNotFound, "the registry does not have it"),
+        late(ErrorCode::ProgramNotFound, "no such program"),
+        late(ErrorCode::ProgramNotExecutable, "it cannot be executed"),
+        Reply::stream(pulling),
+        Reply::Hangup,
     ])
     .await;
-    let output = daemon.run(&["stop", "--time", "60", "web"]).await;
-    assert_eq!((output.code, output.stdout.as_str()), (0, "web  exited\n"), "{}", output.stderr);
-    assert_eq!(daemon.requests()[0].body, json!({"grace_s": 60}).to_string());
+    for code in [125, 125, 127, 126, 125, 125] {
+        let output = daemon.run(&["run", "-d", "debian:12"]).await;
+        assert_eq!((output.code, output.stdout.as_str()), (code, ""), "{}", output.stderr);
+        assert!(output.stderr.contains("error: "), "{}", output.stderr);
+    }
 }
 
 #[tokio::test]
-async fn hostile_stream_of_a_copy_writes_nothing_outside() {
-    let scene = tempfile::tempdir().expect("a directory");
-    let inside = scene.path().join("in");
-    std::fs::create_dir(&inside).expect("makes");
-    let mut header = tar::Header::new_gnu();
-    header.as_gnu_mut().expect("gnu").name[..4].copy_from_slice(b"../x");
-    header.set_mode(0o644);
-    header.set_size(3);
-    header.set_cksum();
-    let mut builder = tar::Builder::new(Vec::new());
-    builder.append(&header, &b"bad"[..]).expect("appends");
-    let stream = builder.into_inner().expect("finishes");
+async fn several_are_tried_although_one_fails() {
+    let daemon = Daemon::start(vec![
+        refused(ErrorCode::NotFound, "no workload is called ghost"),
+        ok(&samples::workload_removed()),
+        refused(ErrorCode::Conflict, "db runs"),
+    ])
+    .await;
+    let output = daemon.run(&["rm", "ghost", "web", "db"]).await;
+    assert_eq!((output.code, output.stdout.as_str()), (1, "web\n"));
+    assert_eq!(output.stderr, "error: no workload is called ghost\nerror: db runs\n");
+}
 
-    let (upgrade, pipe) = Reply::upgrade();
-    let daemon = Daemon::start(vec![upgrade]).await;
-    let target = inside.display().to_string();
-    let mut command = daemon.command(&["cp", "web:/x", &target]);
-    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the binary runs");
-    let mut pipe = pipe.pipe().await;
-    let frames = [frame(Kind::Stdout, &stream), frame(Kind::Exit, &0_i32.to_be_bytes())].concat();
-    // It may be gone before it has read all.
-    drop(pipe.write_all(&frames).await);
-    let output = child.wait_with_output().await.expect("it ends");
-    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert_eq!(output.status.code(), Some(1), "{stderr}");
-    assert!(stderr.contains("leads out of the directory"), "{stderr}");
-    assert!(!scene.path().join("x").exists());
-    assert_eq!(std::fs::read_dir(&inside).expect("reads").count(), 0);
+#[tokio::test]
+async fn stop_and_restart_wait_for_a_long_grace_time() {
+    let stopping = WorkloadView { phase: Phase::Stopping, ..samples::workload() };
+    let runs = Waited { exit: None };
+    let daemon = Daemon::start(vec![
+        ok(&stopping),
+        ok(&runs),
+        ok(&stopping),
+        ok(&samples::waited()),
+        ok(&samples::workload_ended()),
+        ok(&samples::workload()),
+    ])
+    .await;
+    let output = daemon.run(&["restart", "web"]).await;
+    assert_eq!((output.code, output.stdout.as_str()), (0, "web  running\n"), "{}", output.stderr);
+    let web = |method: &str, rest: &str| format!("{method} /v1/vdcs/-/workloads/web{rest}");
+    let expected = [
+        web("POST", "/stop"),
+        web("GET", "/wait"),
+        web("GET", ""),
+        web("GET", "/wait"),
+        web("GET", ""),
+        web("POST", "/start"),
+    ];
+    assert_eq!(asked(&daemon.requests()), expected);
+}
+
+#[tokio::test]
+async fn wait_asks_again_until_it_has_ended() {
+    let runs = Waited { exit: None };
+    let daemon = Daemon::start(vec![ok(&runs), ok(&runs), ok(&samples::waited())]).await;
+    let output = daemon.run(&["wait", "job"]).await;
+    assert_eq!((output.code, output.stdout.as_str()), (0, "137\n"), "{}", output.stderr);
+    assert_eq!(daemon.requests().len(), 3);
+}
+
+#[tokio::test]
+async fn stats_are_a_table_or_values() {
+    let first = || Reply::stream(&samples::stats_events()[..1]);
+    let daemon = Daemon::start(vec![first(), ok(&samples::workload_list()), first()]).await;
+    let output = daemon.run(&["stats", "--no-stream", "web"]).await;
+    assert_eq!((output.code, output.stderr.as_str()), (0, ""));
+    assert!(output.stdout.contains("25.2 MB") && output.stdout.contains("90.1 kB"), "{}", output.stdout);
+    let output = daemon.run(&["stats", "--no-stream", "-o", "json"]).await;
+    let rows: Value = serde_json::from_str(&output.stdout).expect("JSON");
+    assert_eq!(rows[0]["name"], "web");
+    assert_eq!(rows[0]["cpu_ns"], 2_500_000_000_u64);
+    let expected = [
+        "GET /v1/vdcs/-/workloads/web/stats?follow=false",
+        "GET /v1/vdcs/-/workloads",
+        "GET /v1/vdcs/-/workloads/web/stats?follow=false",
+    ];
+    assert_eq!(asked(&daemon.requests()), expected, "without names, those that run");
+}
+
+#[tokio::test]
+async fn image_pull_tells_progress_and_carries_credentials_from_stdin() {
+    let daemon =
+        Daemon::start(vec![Reply::stream(&samples::pull_events()), Reply::stream(&samples::pull_events())]).await;
+    let line = "image pull --username me --password-stdin --plain-http --tag a:1 registry.example/web:1";
+    let output = daemon.run_with_stdin(&words(line), "secret\n").await;
+    assert_eq!(output.code, 0, "{}", output.stderr);
+    assert!(output.stdout.contains("registry.example:5000/nginx:1"), "{}", output.stdout);
+    assert!(output.stderr.contains("2 of 2 layers") && !output.stderr.contains("secret"), "{}", output.stderr);
+    let sent = json!({
+        "image": "registry.example/web:1",
+        "tag": "a:1",
+        "registry": {"plain_http": true, "ca_pem": null, "username": "me", "password": "secret"},
+    });
+    assert_eq!(body(&daemon.requests()[0]), sent);
+    let output = daemon.run(&["image", "import", "oci:/layout:1", "-o", "json"]).await;
+    let printed: vdc_api::ImageView = serde_json::from_str(&output.stdout).expect("one view");
+    assert_eq!(printed, samples::image());
+    assert_eq!(body(&daemon.requests()[1])["image"], "oci:/layout:1");
+}
+
+// ---- logs
+
+fn line(at: &str, text: &str) -> LogEvent {
+    let at = format!("2026-03-01T12:00:{at}Z");
+    LogEvent::Line { at, stream: LogStream::Stdout, text: format!("{text}\n"), base64: None }
+}
+
+#[tokio::test]
+async fn logs_go_where_they_were_written_to() {
+    let daemon =
+        Daemon::start(vec![Reply::stream(&samples::log_events()), Reply::stream(&samples::log_events())]).await;
+    let mut command = daemon.command(&words("logs web --tail 4 --since 2026-03-01T12:00:00Z --stream stdout -t"));
+    let output = command.output().await.expect("it ends");
+    let expected = b"2026-03-01T12:00:01.000000000Z ready\n2026-03-01T12:00:01.000000000Z ready\n\
+        2026-03-01T12:00:03.000000001Z \xff\x00\n";
+    assert_eq!(output.stdout, expected, "{}", String::from_utf8_lossy(&output.stdout));
+    let stderr = String::from_utf8(output.stderr).expect("text");
+    assert!(stderr.starts_with("note: 12 records were rotated away"), "{stderr}");
+    assert!(stderr.ends_with("Z warning: no config\n"), "{stderr}");
+    let path = "/v1/vdcs/-/workloads/web/logs?follow=false&since=2026-03-01T12%3A00%3A00Z&stream=stdout&tail=4";
+    assert_eq!(daemon.requests()[0].path, path);
+    let output = daemon.run(&["logs", "web", "-o", "json"]).await;
+    let events: Vec<LogEvent> =
+        output.stdout.lines().map(|line| serde_json::from_str(line).expect("one value a line")).collect();
+    assert_eq!(events, samples::log_events()[1..], "the gap is a note");
+}
+
+#[tokio::test]
+async fn followed_log_survives_restarts_of_the_daemon_without_loss_or_repetition() {
+    let stopping = ApiError::new(ErrorCode::Unavailable, "meshd is stopping").into_body("id");
+    let (a, b, c, d, e, f) =
+        (line("01", "a"), line("02", "b"), line("02", "b"), line("02", "d"), line("03", "e"), line("04", "f"));
+    let daemon = Daemon::start(vec![
+        // It breaks off after the second of three lines of one moment, two of which are the same.
+        Reply::broken_stream(&[a.clone(), b.clone(), c.clone()]),
+        Reply::Hangup,
+        // It breaks off again before it has come to what is new.
+        Reply::broken_stream(&[b.clone()]),
+        Reply::stream_then_error(&[b.clone(), c.clone(), d.clone(), e.clone()], &stopping),
+        Reply::stream(&[e.clone(), f.clone()]),
+    ])
+    .await;
+    let output = daemon.run(&["logs", "-f", "--tail", "9", "web"]).await;
+    assert_eq!((output.code, output.stdout.as_str()), (0, "a\nb\nb\nd\ne\nf\n"), "{}", output.stderr);
+    let logs = |rest: &str| format!("GET /v1/vdcs/-/workloads/web/logs?follow=true{rest}");
+    let second = logs("&since=2026-03-01T12%3A00%3A02Z");
+    let expected = [logs("&tail=9"), second.clone(), second.clone(), second, logs("&since=2026-03-01T12%3A00%3A03Z")];
+    assert_eq!(asked(&daemon.requests()), expected);
+}
+
+#[tokio::test]
+async fn log_that_is_not_followed_fails_when_it_breaks_off() {
+    let daemon = Daemon::start(vec![Reply::broken_stream(&[line("01", "a")])]).await;
+    let output = daemon.run(&["logs", "web"]).await;
+    assert_eq!((output.code, output.stdout.as_str()), (3, "a\n"), "{}", output.stderr);
+}
+
+#[tokio::test]
+async fn pull_that_ends_too_early_is_not_a_success() {
+    let daemon = Daemon::start(vec![Reply::stream(&samples::pull_events()[..2])]).await;
+    assert_eq!(daemon.run(&["image", "pull", "debian:12"]).await.code, 3);
 }

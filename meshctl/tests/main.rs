@@ -4,6 +4,8 @@
 mod containers;
 #[cfg(test)]
 mod fake;
+#[cfg(test)]
+mod sessions;
 
 #[cfg(test)]
 mod tests {

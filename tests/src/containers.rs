@@ -159,6 +159,7 @@ impl Drop for ContainerNode {
 }
 
 /// Removes a tree of control groups, whose processes die with the lab.
+#[expect(clippy::print_stderr, reason = "a drop can only say it")]
 fn remove_groups(parent: &Path) {
     let emptied = wait_until(PATIENCE, "the control groups are empty", || {
         for group in groups_below(parent).into_iter().rev() {

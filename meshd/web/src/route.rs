@@ -193,10 +193,10 @@ impl Routes {
                         // What the other node calls the VDC means nothing here.
                         vdc.clone_from(&node.vdc);
                     }
-                    if let Some(on) = on {
-                        if let Some(answer) = remote::carry(&shared, &call, &parts, &on, &mut request).await? {
-                            return Ok(answer);
-                        }
+                    if let Some(on) = on
+                        && let Some(answer) = remote::carry(&shared, &call, &parts, &on, &mut request).await?
+                    {
+                        return Ok(answer);
                     }
                     let upgrade = wanted_upgrade(&mut request);
                     let ctx = Ctx { backend: Arc::clone(&shared.backend), call: call.clone(), parts, upgrade };
