@@ -339,7 +339,7 @@ async fn followed_log_survives_restarts_of_the_daemon_without_loss_or_repetition
         Reply::broken_stream(&[a.clone(), b.clone(), c.clone()]),
         Reply::Hangup,
         // It breaks off again before it has come to what is new.
-        Reply::broken_stream(&[b.clone()]),
+        Reply::broken_stream(std::slice::from_ref(&b)),
         Reply::stream_then_error(&[b.clone(), c.clone(), d.clone(), e.clone()], &stopping),
         Reply::stream(&[e.clone(), f.clone()]),
     ])

@@ -66,6 +66,12 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
             run: &test::race,
         },
         Stage {
+            name: "containers",
+            about: "1,000 containers start, end and leave nothing: namespaces, mounts, control groups, descriptors",
+            minutes_max: 60,
+            run: &test::containers,
+        },
+        Stage {
             name: "deny",
             about: "cargo-deny: licences, bans, sources, and advisories (reaches for the public advisory database)",
             minutes_max: 30,
