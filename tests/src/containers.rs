@@ -140,8 +140,15 @@ impl ContainerNode {
             state = state.display(),
         );
         let text = self.host.sh(&script)?;
-        // How many addresses were handed out is meant to stay.
-        Ok(text.lines().filter(|line| !line.starts_with("offset-")).collect::<Vec<_>>().join("\n"))
+        // How many addresses were handed out is meant to stay, and so is one network that was made ahead, whose name and
+        // addresses are others each time.
+        let line = |line: &str| match (line.contains("meshd-w-"), line.contains("w-")) {
+            _ if line.starts_with("offset-") => None,
+            (true, _) => Some("a workload's namespace".to_owned()),
+            (false, true) => Some("a workload's link or route".to_owned()),
+            (false, false) => Some(line.to_owned()),
+        };
+        Ok(text.lines().filter_map(line).collect::<Vec<_>>().join("\n"))
     }
 }
 
