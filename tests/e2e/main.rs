@@ -5,6 +5,8 @@ mod authority;
 #[cfg(test)]
 mod clock;
 #[cfg(test)]
+mod container_images;
+#[cfg(test)]
 mod container_life;
 #[cfg(test)]
 mod container_net;

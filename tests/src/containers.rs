@@ -296,7 +296,8 @@ pub fn image(layout: &Path, root: &Path, config: &Value) -> Result<()> {
     Ok(())
 }
 
-fn blob(blobs: &Path, value: &Value) -> Result<(String, u64)> {
+/// Writes a value among the blobs of a layout; its digest and size.
+pub(crate) fn blob(blobs: &Path, value: &Value) -> Result<(String, u64)> {
     let path = blobs.join("new");
     fs::write(&path, value.to_string())?;
     let digest = digest_of(&path)?;
@@ -305,7 +306,8 @@ fn blob(blobs: &Path, value: &Value) -> Result<(String, u64)> {
     Ok((digest, size))
 }
 
-fn digest_of(path: &Path) -> Result<String> {
+/// SHA-256 of a file, in hexadecimal digits.
+pub(crate) fn digest_of(path: &Path) -> Result<String> {
     let output = Command::new("sha256sum").arg(path).output()?;
     let text = String::from_utf8(output.stdout)?;
     Ok(text.split_whitespace().next().context("sha256sum prints a digest")?.to_owned())

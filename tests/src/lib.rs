@@ -6,6 +6,7 @@
 pub mod containers;
 pub mod figures;
 pub mod flow;
+pub mod images;
 pub mod resolver;
 pub mod steps;
 pub mod vdc_lab;

@@ -8,7 +8,8 @@ use anyhow::{Context, Result, bail};
 
 use crate::stage::Run;
 
-/// One package a line, with `unpack` behind those that are not installed; after `#` who needs it.
+/// One package a line, with `unpack` behind those that are not installed and `soak` behind those that nothing else needs;
+/// after `#` who needs it.
 const LIST: &str = include_str!("../debian-packages.txt");
 /// Names what was unpacked, in the directory that it was unpacked into; written last.
 const UNPACKED: &str = "unpacked";
@@ -17,8 +18,17 @@ const UNPACKED: &str = "unpacked";
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Package<'a> {
     name: &'a str,
+    kind: Kind,
+}
+
+/// What is done with a package.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Kind {
+    Installed,
+    /// Installed for `cargo xtask soak` only.
+    OfSoak,
     /// Unpacked into [`unpacked_dir`] instead of installed.
-    is_unpacked: bool,
+    Unpacked,
 }
 
 /// Installs what is missing of [`LIST`], but for what is to be unpacked.
@@ -26,8 +36,19 @@ struct Package<'a> {
 /// # Errors
 /// If something is missing and this is not Debian (or alike), not root, or apt-get fails.
 pub(crate) fn ensure_packages(run: &mut Run) -> Result<()> {
-    let wanted = names(LIST, false);
-    let missing = missing(&wanted).context("cannot ask dpkg-query: these routines need Debian or a relative")?;
+    ensure_installed(run, &names(LIST, Kind::Installed))
+}
+
+/// Installs what [`LIST`] says that only `cargo xtask soak` needs.
+///
+/// # Errors
+/// Those of [`ensure_packages`].
+pub(crate) fn ensure_packages_of_soak(run: &mut Run) -> Result<()> {
+    ensure_installed(run, &names(LIST, Kind::OfSoak))
+}
+
+fn ensure_installed(run: &mut Run, wanted: &[&str]) -> Result<()> {
+    let missing = missing(wanted).context("cannot ask dpkg-query: these routines need Debian or a relative")?;
     if missing.is_empty() {
         eprintln!("all {} packages of xtask/debian-packages.txt are installed", wanted.len());
         return Ok(());
@@ -52,7 +73,7 @@ pub(crate) fn unpacked_dir(run: &Run) -> PathBuf {
 /// # Errors
 /// If apt-get or dpkg fails, or files cannot be written.
 pub(crate) fn ensure_unpacked(run: &mut Run) -> Result<()> {
-    let (wanted, dir) = (names(LIST, true), unpacked_dir(run));
+    let (wanted, dir) = (names(LIST, Kind::Unpacked), unpacked_dir(run));
     let text = wanted.join("\n") + "\n";
     if fs::read_to_string(dir.join(UNPACKED)).is_ok_and(|unpacked| unpacked == text) {
         return Ok(());
@@ -112,12 +133,17 @@ fn packages(list: &str) -> impl Iterator<Item = Package<'_>> {
     list.lines().filter_map(|line| {
         let mut words = line.split('#').next().unwrap_or_default().split_whitespace();
         let name = words.next()?;
-        Some(Package { name, is_unpacked: words.next() == Some("unpack") })
+        let kind = match words.next() {
+            Some("unpack") => Kind::Unpacked,
+            Some("soak") => Kind::OfSoak,
+            _ => Kind::Installed,
+        };
+        Some(Package { name, kind })
     })
 }
 
-fn names(list: &str, is_unpacked: bool) -> Vec<&str> {
-    packages(list).filter(|package| package.is_unpacked == is_unpacked).map(|package| package.name).collect()
+fn names(list: &str, kind: Kind) -> Vec<&str> {
+    packages(list).filter(|package| package.kind == kind).map(|package| package.name).collect()
 }
 
 fn missing<'a>(wanted: &[&'a str]) -> Result<Vec<&'a str>> {
@@ -136,9 +162,10 @@ mod tests {
 
     #[test]
     fn list_is_read_without_comments() {
-        let list = "# head\n\ncurl  # demo\ngcc\nsystemd-resolved unpack # e2e\n";
-        assert_eq!(names(list, false), ["curl", "gcc"]);
-        assert_eq!(names(list, true), ["systemd-resolved"]);
+        let list = "# head\n\ncurl  # demo\ngcc\npodman soak # images\nsystemd-resolved unpack # e2e\n";
+        assert_eq!(names(list, Kind::Installed), ["curl", "gcc"]);
+        assert_eq!(names(list, Kind::OfSoak), ["podman"]);
+        assert_eq!(names(list, Kind::Unpacked), ["systemd-resolved"]);
     }
 
     #[test]
@@ -147,7 +174,7 @@ mod tests {
             let (name, who) = line.split_once('#').unwrap_or((line, ""));
             assert!(!who.trim().is_empty(), "{name}: nobody is named");
             let rest: Vec<&str> = name.split_whitespace().skip(1).collect();
-            assert!(rest.is_empty() || rest == ["unpack"], "{name}: {rest:?}");
+            assert!(rest.is_empty() || rest == ["unpack"] || rest == ["soak"], "{name}: {rest:?}");
         }
     }
 

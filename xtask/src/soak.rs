@@ -39,7 +39,10 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
             name: "packages",
             about: "Debian packages of xtask/debian-packages.txt are installed",
             minutes_max: 10,
-            run: &debian::ensure_packages,
+            run: &|run: &mut Run| {
+                debian::ensure_packages(run)?;
+                debian::ensure_packages_of_soak(run)
+            },
         },
         Stage {
             name: "fuzz",
@@ -70,6 +73,12 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
             about: "1,000 containers start, end and leave nothing: namespaces, mounts, control groups, descriptors",
             minutes_max: 60,
             run: &test::containers,
+        },
+        Stage {
+            name: "images",
+            about: "twenty images of Debian packages and by hand: unpacked as by umoci, run as by podman",
+            minutes_max: 60,
+            run: &test::images,
         },
         Stage {
             name: "deny",

@@ -115,6 +115,15 @@ pub(crate) fn containers(run: &mut Run) -> Result<()> {
     run.nextest_with("race", &arguments, &[("MESHD_ROUNDS", "1000")])
 }
 
+/// Images beside umoci and podman. What was made of them is kept for the next time.
+pub(crate) fn images(run: &mut Run) -> Result<()> {
+    debian::ensure_packages(run)?;
+    debian::ensure_packages_of_soak(run)?;
+    build_for_end_to_end(run)?;
+    let kept = run.target_dir().join("images").display().to_string();
+    run.nextest_with("images", &["--package", "tests", "--test", "conformance"], &[("MESHD_IMAGES_DIR", &kept)])
+}
+
 fn build_for_end_to_end(run: &mut Run) -> Result<()> {
     debian::require_root("the end-to-end stage")?;
     debian::ensure_unpacked(run)?;

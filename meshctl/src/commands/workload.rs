@@ -406,13 +406,12 @@ fn millis(span: Duration) -> u64 {
     u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// `KEY` alone takes its value from here, and is nothing where it has none.
+/// `KEY` alone takes its value from here; without one here, the image's stays.
 fn variable(text: String) -> Option<String> {
     if text.contains('=') {
         return Some(text);
     }
-    let value = std::env::var(&text).ok()?;
-    Some(format!("{text}={value}"))
+    std::env::var(&text).ok().map(|value| format!("{text}={value}"))
 }
 
 /// Paths of images are the node's; of this one, they may be relative.

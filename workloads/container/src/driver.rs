@@ -29,7 +29,7 @@ use crate::request::{
 use crate::shim::Happenings;
 use crate::user::{self, ResolvedUser, find_user};
 use crate::wire::{self, Command, Event};
-use crate::{caps, exitfile, limits, rootfs, seccomp, seed, serve, shim};
+use crate::{caps, exitfile, limits, rootfs, seccomp, seed, serve, shim, workdir};
 
 /// What the kernel's number of CAP_SYS_RESOURCE is.
 const SYS_RESOURCE: u64 = 24;
@@ -292,6 +292,7 @@ impl Driver {
         for volume in request.volumes.iter().filter(|volume| volume.seed) {
             seed::fill(&root, &volume.target, &volume.source, base.unwrap_or(0)).at("fill a volume")?;
         }
+        workdir::make(&root, &request.workdir, base.unwrap_or(0)).at("make the working directory")?;
         let sysfs = place.run.join("sys");
         rootfs::mount_sysfs(&request.netns, &sysfs)?;
         let user = look_up(&root, &request.user)?;

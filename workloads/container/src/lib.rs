@@ -25,6 +25,7 @@ mod serve;
 mod shim;
 mod sys;
 mod user;
+mod workdir;
 
 pub use caps::ALL as CAPABILITIES;
 pub use cgroup::Layout;

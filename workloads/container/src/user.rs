@@ -78,8 +78,7 @@ pub fn find_user(user: &str, passwd: &[u8], group: &[u8]) -> Result<ResolvedUser
     all.sort_unstable();
     all.dedup();
     let home = account.map(|account| account.home).filter(|home| Path::new(home).is_absolute());
-    let fallback = if uid == 0 { "/root" } else { "/" };
-    Ok(ResolvedUser { uid, gid, groups: all, home: home.unwrap_or(fallback).to_owned() })
+    Ok(ResolvedUser { uid, gid, groups: all, home: home.unwrap_or("/").to_owned() })
 }
 
 /// Numbers that the kernel keeps for "nobody in particular" are refused.
@@ -128,6 +127,8 @@ mod tests {
         assert_eq!(check("web:77"), Ok((33, 77, vec![77], "/srv/web".to_owned())));
         assert_eq!(check("1234"), Ok((1_234, 0, vec![0], "/".to_owned())));
         assert_eq!(check("1234:5"), Ok((1_234, 5, vec![5], "/".to_owned())));
+        let nobody_known = find_user("", b"", b"").map(|user| user.home);
+        assert_eq!(nobody_known.as_deref(), Ok("/"), "an image without users has no /root");
         assert_eq!(check("7").map(|user| user.0), Ok(1_007), "a name of digits is a name");
     }
 
