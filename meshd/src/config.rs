@@ -70,8 +70,10 @@ pub(crate) struct Dns {
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Workloads {
     /// `crun` or `runc`, by path, instead of meshd's own parent of containers: without terminals, logs, attach and exec.
+    #[serde(deserialize_with = "path_or_none")]
     pub(crate) runtime: Option<PathBuf>,
     /// meshd's own parent of containers, unless it lies beside the daemon or where packages put it.
+    #[serde(deserialize_with = "path_or_none")]
     pub(crate) shim: Option<PathBuf>,
     /// The control group below which containers are, absolute below each hierarchy's mount.
     pub(crate) cgroup: String,
@@ -84,6 +86,11 @@ pub(crate) struct Remote {
     pub(crate) accept_operators: bool,
     /// Directories of this host that containers which they run may have as volumes.
     pub(crate) volumes: Vec<PathBuf>,
+}
+
+/// An empty path stands for none, so that a file can show the default.
+fn path_or_none<'de, D: serde::Deserializer<'de>>(text: D) -> Result<Option<PathBuf>, D::Error> {
+    PathBuf::deserialize(text).map(|path| Some(path).filter(|path| !path.as_os_str().is_empty()))
 }
 
 impl Default for Config {

@@ -155,7 +155,7 @@ impl Run<'_> {
         let terminal = if args.tty { raw::size().or(Some(DEFAULT_SIZE)) } else { None };
         let request = ExecRequest {
             args: args.program,
-            env: args.env.into_iter().map(variable).collect(),
+            env: args.env.into_iter().filter_map(variable).collect(),
             workdir: args.workdir,
             user: args.user,
             terminal,
@@ -182,8 +182,8 @@ impl Run<'_> {
         let mut list = client.read(endpoint::WORKLOAD_LIST, &[&vdc], &()).await?;
         list.workloads.retain(|workload| args.all || workload.phase != Phase::Exited);
         if args.quiet && self.global.output == Output::Table {
-            let ids: String = list.workloads.iter().map(|workload| format!("{}\n", workload.id)).collect();
-            return self.terminal.print(&show::harmless(&ids).unwrap_or(ids));
+            let ids = list.workloads.iter().map(|workload| format!("{}\n", show::harmless_text(&workload.id)));
+            return self.terminal.print(&ids.collect::<String>());
         }
         self.print(&list)
     }
@@ -335,13 +335,20 @@ fn not_started(failure: Failure) -> Failure {
 
 /// What the daemon is asked to run.
 fn request(args: RunArgs, remote: bool) -> Result<WorkloadRun, Failure> {
+    let mut words = args.image_and_arguments.into_iter();
+    let image = words.next().filter(|image| !image.is_empty() && !image.starts_with('-'));
+    let image = image.ok_or_else(|| {
+        Failure::new("an option that is not known stands where the image is expected")
+            .exit(Exit::Usage)
+            .hint("see `meshctl run --help`; options of the program stand behind the image")
+    })?;
     let mut env = vec![];
     for file in &args.env_file {
         let text = read_file(file)?;
         let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
-        env.extend(lines.map(|line| variable(line.to_owned())));
+        env.extend(lines.filter_map(|line| variable(line.to_owned())));
     }
-    env.extend(args.env.into_iter().map(variable));
+    env.extend(args.env.into_iter().filter_map(variable));
     let has = |option: &str| args.security_opt.iter().any(|given| given == option);
     let health = args.health_cmd.map(|command| HealthSpec {
         args: vec!["/bin/sh".into(), "-c".into(), command],
@@ -351,9 +358,9 @@ fn request(args: RunArgs, remote: bool) -> Result<WorkloadRun, Failure> {
         start_period_ms: millis(args.health_start_period),
     });
     Ok(WorkloadRun {
-        image: image_text(&args.image, remote)?,
+        image: image_text(&image, remote)?,
         name: args.name,
-        command: args.command,
+        command: words.collect(),
         entrypoint: args.entrypoint.map(|program| if program.is_empty() { vec![] } else { vec![program] }),
         env,
         workdir: args.workdir,
@@ -400,12 +407,12 @@ fn millis(span: Duration) -> u64 {
 }
 
 /// `KEY` alone takes its value from here, and is nothing where it has none.
-fn variable(text: String) -> String {
+fn variable(text: String) -> Option<String> {
     if text.contains('=') {
-        return text;
+        return Some(text);
     }
-    let value = std::env::var(&text).unwrap_or_default();
-    format!("{text}={value}")
+    let value = std::env::var(&text).ok()?;
+    Some(format!("{text}={value}"))
 }
 
 /// Paths of images are the node's; of this one, they may be relative.

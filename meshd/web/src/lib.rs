@@ -1,7 +1,8 @@
 //! The HTTP API server of a node: JSON over a unix socket, as `vdc-api` lists it.
 //!
 //! - [`Backend`] is what the daemon implements: one method per operation.
-//! - [`Listener::bind`] takes the socket, once per machine; [`serve`] answers on it until it is told to stop.
+//! - [`Listener::bind`] takes the socket, once per machine; [`Api::listen`] answers on it until it is told to stop, and
+//!   [`Api::serve_node`] answers another node on a connection of its own.
 //! - [`Access`] decides who may change something: uid 0 and the members of one group. Whoever can open the socket may
 //!   read.
 //!
@@ -30,5 +31,5 @@ mod workloads;
 pub use backend::{Backend, Call, Duplex, Items, Pipe, RemoteNode};
 pub use caller::{Access, Caller};
 pub use listen::{ListenError, Listener, WebConfig};
-pub use serve::{Api, Limits, serve};
+pub use serve::{Api, Limits};
 pub use workloads::WorkloadBackend;

@@ -113,24 +113,15 @@ impl Api {
     }
 }
 
-/// Answers requests until the API's shutdown; then takes no more, ends streams, lets changes finish within the drain
-/// time, and removes the socket.
-///
-/// # Errors
-/// If the socket cannot be handed to the runtime. Afterwards, whatever goes wrong concerns one connection only.
-///
-/// # Cancel safety
-/// Dropping the future drops all connections and whatever they were doing.
-pub async fn serve(listener: Listener, backend: Arc<dyn Backend>, shutdown: CancellationToken) -> io::Result<()> {
-    let api = Api::new(&listener.config, backend, &shutdown);
-    api.listen(listener).await
-}
-
 impl Api {
-    /// See [`serve`].
+    /// Answers requests on the socket until the API's shutdown; then takes no more, ends streams, lets changes finish
+    /// within the drain time, and removes the socket.
     ///
     /// # Errors
-    /// As there.
+    /// If the socket cannot be handed to the runtime. Afterwards, whatever goes wrong concerns one connection only.
+    ///
+    /// # Cancel safety
+    /// Dropping the future drops all connections and whatever they were doing.
     pub async fn listen(self, listener: Listener) -> io::Result<()> {
         let config = listener.config.clone();
         let limits = self.limits;
