@@ -371,6 +371,25 @@ async fn files_come_out() {
 }
 
 #[tokio::test]
+async fn hostile_stream_of_a_copy_writes_nothing_outside() {
+    let mut header = tar::Header::new_gnu();
+    header.as_gnu_mut().expect("gnu").name[..4].copy_from_slice(b"../x");
+    header.set_mode(0o644);
+    header.set_size(3);
+    header.set_cksum();
+    let mut builder = tar::Builder::new(Vec::new());
+    builder.append(&header, &b"bad"[..]).expect("appends");
+    let daemon = Daemon::start(vec![gives(builder.into_inner().expect("finishes"), None)]).await;
+    let scene = tempfile::tempdir().expect("a temporary directory");
+    let inside = scene.path().join("in");
+    std::fs::create_dir(&inside).expect("makes");
+    let output = daemon.run(&["cp", "web:/x", text(&inside)]).await;
+    assert_eq!(output.code, 1, "{}", output.stderr);
+    assert!(output.stderr.contains("leads out of the directory"), "{}", output.stderr);
+    assert!(!scene.path().join("x").exists());
+}
+
+#[tokio::test]
 async fn files_go_in() {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let file = directory.path().join("page.html");

@@ -155,7 +155,7 @@ impl Run<'_> {
         let terminal = if args.tty { raw::size().or(Some(DEFAULT_SIZE)) } else { None };
         let request = ExecRequest {
             args: args.program,
-            env: args.env.into_iter().map(variable).collect(),
+            env: args.env.into_iter().filter_map(variable).collect(),
             workdir: args.workdir,
             user: args.user,
             terminal,
@@ -346,9 +346,9 @@ fn request(args: RunArgs, remote: bool) -> Result<WorkloadRun, Failure> {
     for file in &args.env_file {
         let text = read_file(file)?;
         let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
-        env.extend(lines.map(|line| variable(line.to_owned())));
+        env.extend(lines.filter_map(|line| variable(line.to_owned())));
     }
-    env.extend(args.env.into_iter().map(variable));
+    env.extend(args.env.into_iter().filter_map(variable));
     let has = |option: &str| args.security_opt.iter().any(|given| given == option);
     let health = args.health_cmd.map(|command| HealthSpec {
         args: vec!["/bin/sh".into(), "-c".into(), command],
@@ -407,12 +407,12 @@ fn millis(span: Duration) -> u64 {
 }
 
 /// `KEY` alone takes its value from here, and is nothing where it has none.
-fn variable(text: String) -> String {
+fn variable(text: String) -> Option<String> {
     if text.contains('=') {
-        return text;
+        return Some(text);
     }
-    let value = std::env::var(&text).unwrap_or_default();
-    format!("{text}={value}")
+    let value = std::env::var(&text).ok()?;
+    Some(format!("{text}={value}"))
 }
 
 /// Paths of images are the node's; of this one, they may be relative.
