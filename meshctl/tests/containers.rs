@@ -214,6 +214,14 @@ async fn run_that_is_refused_or_fails_has_the_codes_of_the_field() {
 }
 
 #[tokio::test]
+async fn option_that_is_not_known_is_no_image() {
+    let daemon = Daemon::start(vec![]).await;
+    let output = daemon.run(&["run", "--nmae", "web", "debian:12"]).await;
+    assert_eq!((output.code, output.stdout.as_str()), (125, ""));
+    assert!(output.stderr.contains("stands where the image is expected"), "{}", output.stderr);
+}
+
+#[tokio::test]
 async fn several_are_tried_although_one_fails() {
     let daemon = Daemon::start(vec![
         refused(ErrorCode::NotFound, "no workload is called ghost"),
