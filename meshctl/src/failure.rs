@@ -146,7 +146,8 @@ fn exit_of(code: ErrorCode) -> Exit {
         | ErrorCode::InviteExpired
         | ErrorCode::InviteUsed
         | ErrorCode::InviteRevoked
-        | ErrorCode::RegistryDenied => Exit::Refused,
+        | ErrorCode::RegistryDenied
+        | ErrorCode::RemoteRefused => Exit::Refused,
         ErrorCode::Unavailable => Exit::NoDaemon,
         ErrorCode::NotFound
         | ErrorCode::MethodNotAllowed
@@ -157,6 +158,7 @@ fn exit_of(code: ErrorCode) -> Exit {
         | ErrorCode::ImageNotFound
         | ErrorCode::ImageInvalid
         | ErrorCode::RegistryUnreachable
+        | ErrorCode::RemoteUnreachable
         | ErrorCode::PortTaken
         | ErrorCode::NotRunning
         | ErrorCode::ProgramNotFound

@@ -1,8 +1,9 @@
 //! A daemon of canned replies, and a way to run the binary against it.
 
 use std::collections::VecDeque;
-use std::convert::Infallible;
+use std::io;
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
 use std::process::Stdio;
 use std::sync::{Arc, Mutex};
 
@@ -12,16 +13,18 @@ use http_body_util::{BodyExt, Full};
 use hyper::body::{Body, Frame, Incoming};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper::{Request, Response};
+use hyper::upgrade::{OnUpgrade, Upgraded};
+use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use serde::Serialize;
 use tempfile::TempDir;
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixListener;
 use tokio::process::Command;
 use tokio::sync::{Semaphore, oneshot};
 use tokio::task::JoinSet;
-use vdc_api::{ErrorBody, MEDIA_JSON, MEDIA_SSE};
+use vdc_api::frame::{self, Kind};
+use vdc_api::{ErrorBody, MEDIA_JSON, MEDIA_SSE, STREAM_PROTOCOL};
 
 /// What the daemon does with one request.
 pub(crate) enum Reply {
@@ -34,8 +37,62 @@ pub(crate) enum Reply {
     Endless(String),
     /// Waits, then answers 200.
     Held(oneshot::Receiver<()>, String),
+    /// Sends the body and breaks the connection off.
+    Broken(String),
     /// Closes the connection without an answer.
     Hangup,
+    /// Makes the connection a pipe, with this at its far end.
+    Talk(Talk),
+}
+
+/// The far end of a pipe.
+pub(crate) type Talk = Box<dyn FnOnce(Peer) -> Pin<Box<dyn Future<Output = ()> + Send>> + Send>;
+
+/// Frames both ways.
+pub(crate) struct Peer {
+    wire: TokioIo<Upgraded>,
+    received: Vec<u8>,
+}
+
+impl Peer {
+    pub(crate) async fn send(&mut self, kind: Kind, body: &[u8]) {
+        let mut out = Vec::new();
+        frame::encode(kind, body, &mut out);
+        // A client that left hears no more.
+        drop(self.wire.write_all(&out).await);
+    }
+
+    /// The next frame; none when the client has closed.
+    pub(crate) async fn next(&mut self) -> Option<(Kind, Vec<u8>)> {
+        let mut piece = [0; 4 << 10];
+        loop {
+            if let Some(frame) = frame::decode(&self.received).expect("frames of meshctl") {
+                let (kind, body, length) = (frame.kind, frame.body.to_vec(), frame.length);
+                self.received.drain(..length);
+                return Some((kind, body));
+            }
+            match self.wire.read(&mut piece).await {
+                Ok(0) | Err(_) => return None,
+                Ok(count) => self.received.extend_from_slice(&piece[..count]),
+            }
+        }
+    }
+
+    /// What is sent as input until its end.
+    pub(crate) async fn input(&mut self) -> Vec<u8> {
+        let mut input = Vec::new();
+        loop {
+            match self.next().await.expect("the end of the input is told") {
+                (Kind::Stdin, bytes) => input.extend(bytes),
+                (Kind::StdinEof, _) => return input,
+                (kind, _) => panic!("{kind:?} instead of input"),
+            }
+        }
+    }
+
+    pub(crate) async fn exit(&mut self, code: i32) {
+        self.send(Kind::Exit, &code.to_be_bytes()).await;
+    }
 }
 
 impl Reply {
@@ -54,6 +111,17 @@ impl Reply {
 
     pub(crate) fn endless_stream(items: &[impl Serialize]) -> Self {
         Self::Endless(events(items))
+    }
+
+    pub(crate) fn broken_stream(items: &[impl Serialize]) -> Self {
+        Self::Broken(events(items))
+    }
+
+    pub(crate) fn talk<F>(talk: impl FnOnce(Peer) -> F + Send + 'static) -> Self
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        Self::Talk(Box::new(|peer| Box::pin(talk(peer))))
     }
 
     pub(crate) fn held(body: &str) -> (Self, oneshot::Sender<()>) {
@@ -94,6 +162,7 @@ struct Shared {
     replies: Mutex<VecDeque<Reply>>,
     requests: Mutex<Vec<Recorded>>,
     came: Semaphore,
+    talks: Mutex<JoinSet<()>>,
 }
 
 impl Daemon {
@@ -104,7 +173,7 @@ impl Daemon {
         let socket = directory.path().join("meshd.sock");
         let listener = UnixListener::bind(&socket).expect("a fresh path");
         let (replies, requests, came) = (Mutex::new(replies.into()), Mutex::default(), Semaphore::new(0));
-        let shared = Arc::new(Shared { replies, requests, came });
+        let shared = Arc::new(Shared { replies, requests, came, talks: Mutex::default() });
         let mut server = JoinSet::new();
         let of_server = Arc::clone(&shared);
         server.spawn(async move {
@@ -115,7 +184,7 @@ impl Daemon {
                 let service = service_fn(move |request| answer(Arc::clone(&shared), request));
                 // Errors are hang-ups, ours among them.
                 connections.spawn(async move {
-                    drop(http1::Builder::new().serve_connection(TokioIo::new(stream), service).await)
+                    drop(http1::Builder::new().serve_connection(TokioIo::new(stream), service).with_upgrades().await)
                 });
             }
         });
@@ -135,9 +204,13 @@ impl Daemon {
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().expect("the binary runs");
         let mut pipe = child.stdin.take().expect("piped");
-        pipe.write_all(stdin.as_bytes()).await.expect("it reads");
-        drop(pipe);
-        finish(child.wait_with_output().await.expect("it ends"))
+        let write = async {
+            // It may end without having read everything.
+            drop(pipe.write_all(stdin.as_bytes()).await);
+            drop(pipe);
+        };
+        let ((), output) = tokio::join!(write, child.wait_with_output());
+        finish(output.expect("it ends"))
     }
 
     pub(crate) fn requests(&self) -> Vec<Recorded> {
@@ -167,9 +240,14 @@ fn finish(output: std::process::Output) -> Output {
     Output { code, stdout: text(output.stdout), stderr: text(output.stderr) }
 }
 
-type Answer = Response<UnsyncBoxBody<Bytes, Infallible>>;
+type Answer = Response<UnsyncBoxBody<Bytes, io::Error>>;
 
-async fn answer(shared: Arc<Shared>, request: Request<Incoming>) -> Result<Answer, &'static str> {
+fn whole(body: impl Into<Bytes>) -> UnsyncBoxBody<Bytes, io::Error> {
+    Full::new(body.into()).map_err(|never| match never {}).boxed_unsync()
+}
+
+async fn answer(shared: Arc<Shared>, mut request: Request<Incoming>) -> Result<Answer, &'static str> {
+    let upgrade = request.extensions_mut().remove::<OnUpgrade>();
     let (head, body) = request.into_parts();
     let body = body.collect().await.expect("a whole body").to_bytes();
     let recorded = Recorded {
@@ -181,22 +259,39 @@ async fn answer(shared: Arc<Shared>, request: Request<Incoming>) -> Result<Answe
     // While it waits for long, meshctl asks whether the daemon is there at all.
     if reply.is_none() && recorded.path == "/v1/version" {
         let version = serde_json::to_string(&vdc_api::samples::version()).expect("plain data");
-        return Ok(respond(200, MEDIA_JSON, Full::new(Bytes::from(version)).boxed_unsync()));
+        return Ok(respond(200, MEDIA_JSON, whole(version)));
     }
     shared.requests.lock().expect("no test panics with it").push(recorded);
     shared.came.add_permits(1);
     match reply.expect("a reply for each request") {
-        Reply::Whole { status, media, body } => Ok(respond(status, media, Full::new(Bytes::from(body)).boxed_unsync())),
+        Reply::Whole { status, media, body } => Ok(respond(status, media, whole(body))),
         Reply::Endless(body) => Ok(respond(200, MEDIA_SSE, Endless(Some(Bytes::from(body))).boxed_unsync())),
+        Reply::Broken(body) => {
+            let body = Breaking { bytes: Some(Bytes::from(body)), flushed: false };
+            Ok(respond(200, MEDIA_SSE, body.boxed_unsync()))
+        }
+        Reply::Talk(talk) => {
+            assert_eq!(head.headers["upgrade"], STREAM_PROTOCOL);
+            let upgrade = upgrade.expect("the client wants the connection");
+            shared.talks.lock().expect("no test panics with it").spawn(async move {
+                let wire = TokioIo::new(upgrade.await.expect("the connection is handed over"));
+                talk(Peer { wire, received: Vec::new() }).await;
+            });
+            let mut answer = Response::new(whole(""));
+            *answer.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+            answer.headers_mut().insert("connection", "upgrade".parse().expect("plain"));
+            answer.headers_mut().insert("upgrade", STREAM_PROTOCOL.parse().expect("plain"));
+            Ok(answer)
+        }
         Reply::Held(released, body) => {
             released.await.expect("the test releases it");
-            Ok(respond(200, MEDIA_JSON, Full::new(Bytes::from(body)).boxed_unsync()))
+            Ok(respond(200, MEDIA_JSON, whole(body)))
         }
         Reply::Hangup => Err("hang up"),
     }
 }
 
-fn respond(status: u16, media: &str, body: UnsyncBoxBody<Bytes, Infallible>) -> Answer {
+fn respond(status: u16, media: &str, body: UnsyncBoxBody<Bytes, io::Error>) -> Answer {
     Response::builder().status(status).header("content-type", media).body(body).expect("well-formed")
 }
 
@@ -205,13 +300,39 @@ struct Endless(Option<Bytes>);
 
 impl Body for Endless {
     type Data = Bytes;
-    type Error = Infallible;
+    type Error = io::Error;
 
     fn poll_frame(
-        mut self: std::pin::Pin<&mut Self>,
+        mut self: Pin<&mut Self>,
         _: &mut std::task::Context<'_>,
-    ) -> std::task::Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+    ) -> std::task::Poll<Option<io::Result<Frame<Bytes>>>> {
         // Pending without a waker: only the end of the connection ends it.
         self.0.take().map_or(std::task::Poll::Pending, |bytes| std::task::Poll::Ready(Some(Ok(Frame::data(bytes)))))
+    }
+}
+
+/// Gives its bytes and fails, which breaks the connection off.
+struct Breaking {
+    bytes: Option<Bytes>,
+    flushed: bool,
+}
+
+impl Body for Breaking {
+    type Data = Bytes;
+    type Error = io::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Option<io::Result<Frame<Bytes>>>> {
+        if let Some(bytes) = self.bytes.take() {
+            return std::task::Poll::Ready(Some(Ok(Frame::data(bytes))));
+        }
+        if !std::mem::replace(&mut self.flushed, true) {
+            // What was given is sent when there is nothing more for the moment.
+            context.waker().wake_by_ref();
+            return std::task::Poll::Pending;
+        }
+        std::task::Poll::Ready(Some(Err(io::ErrorKind::BrokenPipe.into())))
     }
 }

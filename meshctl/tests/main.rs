@@ -1,7 +1,11 @@
 //! The real binary against a fake daemon on a unix socket: what it asks, what it prints, how it exits.
 
 #[cfg(test)]
+mod containers;
+#[cfg(test)]
 mod fake;
+#[cfg(test)]
+mod sessions;
 
 #[cfg(test)]
 mod tests {

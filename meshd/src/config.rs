@@ -22,6 +22,7 @@ pub(crate) struct Config {
     pub(crate) network: Network,
     pub(crate) dns: Dns,
     pub(crate) workloads: Workloads,
+    pub(crate) remote: Remote,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
@@ -69,11 +70,27 @@ pub(crate) struct Dns {
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Workloads {
     /// `crun` or `runc`, by path, instead of meshd's own parent of containers: without terminals, logs, attach and exec.
+    #[serde(deserialize_with = "path_or_none")]
     pub(crate) runtime: Option<PathBuf>,
     /// meshd's own parent of containers, unless it lies beside the daemon or where packages put it.
+    #[serde(deserialize_with = "path_or_none")]
     pub(crate) shim: Option<PathBuf>,
     /// The control group below which containers are, absolute below each hierarchy's mount.
     pub(crate) cgroup: String,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Remote {
+    /// Let nodes with the role operator run containers here and see all of them.
+    pub(crate) accept_operators: bool,
+    /// Directories of this host that containers which they run may have as volumes.
+    pub(crate) volumes: Vec<PathBuf>,
+}
+
+/// An empty path stands for none, so that a file can show the default.
+fn path_or_none<'de, D: serde::Deserializer<'de>>(text: D) -> Result<Option<PathBuf>, D::Error> {
+    PathBuf::deserialize(text).map(|path| Some(path).filter(|path| !path.as_os_str().is_empty()))
 }
 
 impl Default for Config {
@@ -86,6 +103,7 @@ impl Default for Config {
             network: Network::default(),
             dns: Dns::default(),
             workloads: Workloads::default(),
+            remote: Remote::default(),
         }
     }
 }
@@ -162,8 +180,13 @@ impl Config {
         if !cgroup.strip_prefix('/').is_some_and(|path| path.split('/').all(plain)) {
             return Err(format!("workloads.cgroup is an absolute path such as /meshd, got {cgroup:?}"));
         }
+        let plain_path =
+            |path: &&PathBuf| !path.components().all(|part| !matches!(part, std::path::Component::ParentDir));
+        if let Some(path) = self.remote.volumes.iter().find(plain_path) {
+            return Err(format!("remote.volumes: {} has .. in it", path.display()));
+        }
         let programs = self.workloads.runtime.iter().chain(&self.workloads.shim);
-        for path in programs.chain([&self.state_dir, &self.socket]) {
+        for path in programs.chain(&self.remote.volumes).chain([&self.state_dir, &self.socket]) {
             if !path.is_absolute() {
                 return Err(format!("{} must be an absolute path", path.display()));
             }

@@ -4,17 +4,18 @@ mod attach;
 mod backend;
 mod metrics;
 mod pinging;
+mod remote;
 #[cfg(test)]
 mod tests;
 mod workload_backend;
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use meshd_state::{StateDir, VdcDir};
-use meshd_web::{Listener, WebConfig};
+use meshd_web::{Api, Listener, WebConfig};
 use tokio::sync::{Mutex, RwLock};
 use tokio_util::sync::CancellationToken;
 use vdc::{Name, UnixTime};
@@ -101,6 +102,8 @@ pub(crate) struct Daemon {
     state: StateDir,
     fabric: Fabric,
     pub(crate) workloads: Arc<Workloads>,
+    /// What answers this host's users, and other nodes.
+    api: OnceLock<Api>,
     started: Instant,
     vdcs: RwLock<BTreeMap<Name, Served>>,
     /// Those of the state directory that are not in `vdcs`, with the reason.
@@ -118,7 +121,8 @@ pub(crate) struct Daemon {
 pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
     let config = Arc::new(config);
     let state = StateDir::open(&config.state_dir)?;
-    let listener = Listener::bind(WebConfig { socket: config.socket.clone(), ..WebConfig::default() })?;
+    let web = WebConfig { socket: config.socket.clone(), ..WebConfig::default() };
+    let listener = Listener::bind(web.clone())?;
     let token = CancellationToken::new();
     let fabric = Fabric::start(&config).context("the data plane did not start")?;
     let events = Events::default();
@@ -137,6 +141,7 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
         state,
         fabric,
         workloads: Arc::clone(&workloads),
+        api: OnceLock::new(),
         started: Instant::now(),
         vdcs: RwLock::default(),
         not_served: RwLock::default(),
@@ -148,10 +153,11 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
     let names = Arc::clone(&daemon.shared.dns);
     tasks.spawn("names", async move { names.run().await });
     tasks.spawn_draining("workloads", workloads.keep());
+    let api = Api::new(&web, Arc::new(backend::Operations(Arc::clone(&daemon))), &token);
+    let api = daemon.api.get_or_init(|| api).clone();
     daemon.serve_all().await?;
-    let (backend, stop) = (Arc::new(backend::Operations(Arc::clone(&daemon))), token.clone());
     tasks.spawn_draining("api", async move {
-        if let Err(error) = meshd_web::serve(listener, backend, stop).await {
+        if let Err(error) = api.listen(listener).await {
             tracing::error!(%error, "the API is not served");
         }
     });

@@ -11,6 +11,8 @@ mod mesh;
 mod restart;
 mod revoke;
 mod roster;
+mod start;
+mod stream;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -27,7 +29,8 @@ pub(crate) struct Bench {
 }
 
 /// Every bench that exists.
-const BENCHES: &[Bench] = &[join::BENCH, revoke::BENCH, restart::BENCH, idle::BENCH, mesh::BENCH, roster::BENCH];
+const BENCHES: &[Bench] =
+    &[join::BENCH, revoke::BENCH, restart::BENCH, idle::BENCH, mesh::BENCH, roster::BENCH, start::BENCH, stream::BENCH];
 
 #[derive(Parser)]
 #[command(name = "cargo xtask bench", about = "Measure; without a name, list the benches")]

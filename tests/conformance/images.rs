@@ -1,6 +1,5 @@
 //! Twenty images of every kind, unpacked and run by other tools and by us: the same files, the same programs' view.
 //! Needs root, the packages that `cargo xtask soak` installs, and about 2 GB.
-#![expect(clippy::print_stdout, reason = "the table of what was compared")]
 
 #[cfg(test)]
 mod podman;

@@ -1,14 +1,17 @@
 //! The demo: the README's story with real processes on three simulated sites, as one table of steps and times.
 #![expect(clippy::print_stdout, reason = "it prints its story")]
 
+mod web;
+
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use clap::Parser;
 use meshlab::{Lab, Service, Site, wait_until};
+use tests::containers::ContainerNode;
 use tests::steps::{Step, all_done, play, table};
-use tests::vdc_lab::{Node, PATIENCE, site};
+use tests::vdc_lab::{PATIENCE, site};
 
 /// Plays the story of three sites that become one virtual datacenter.
 #[derive(Debug, Parser)]
@@ -21,7 +24,7 @@ struct Arguments {
 struct World {
     lab: Lab,
     sites: Vec<Site>,
-    boxes: Vec<Node>,
+    boxes: Vec<ContainerNode>,
     services: Vec<Service>,
 }
 
@@ -42,6 +45,10 @@ const STEPS: &[Step<World>] = &[
     Step { name: "iperf3 lisbon to berlin, straight between them", run: traffic },
     Step { name: "berlin's line is cut, and healed", run: cut },
     Step { name: "SIGKILL of berlin's daemon under traffic, restart", run: restart },
+    Step { name: "berlin: nginx of Debian packages, pushed to a registry, run by its digest", run: web::run },
+    Step { name: "lisbon and paris fetch web.berlin.acme.internal", run: web::fetch },
+    Step { name: "SIGKILL of berlin's daemon under requests, restart", run: web::kill },
+    Step { name: "berlin: logs and exec of what ran on", run: web::look },
     Step { name: "a fourth box joins, is used, and is revoked", run: revoke },
     Step { name: "status and metrics", run: status },
 ];
@@ -61,7 +68,7 @@ fn main() -> Result<ExitCode> {
         for member in &world.boxes {
             println!("  {}", member.host.enter_hint());
         }
-        println!("and there, for example: meshctl status; meshctl peers; curl {URL}");
+        println!("and there, for example: meshctl status; meshctl peers; curl {URL}; curl {}", web::URL);
         std::io::stdin().read_line(&mut String::new())?;
     }
     Ok(ExitCode::SUCCESS)
@@ -71,7 +78,7 @@ fn boot(world: &mut World) -> Result<String> {
     for name in NAMES {
         let site = site(&world.lab, name)?;
         let host = site.host(&format!("{name}1"))?;
-        world.boxes.push(Node::start(host, "")?);
+        world.boxes.push(ContainerNode::start(host, "")?);
         world.sites.push(site);
     }
     let target = world.boxes[BERLIN].host.v4().context("IPv4")?.to_string();
@@ -205,7 +212,7 @@ fn longest_gap(log: &str) -> Duration {
 }
 
 fn revoke(world: &mut World) -> Result<String> {
-    let fourth = Node::start(world.sites[LISBON].host("lisbon2")?, "")?;
+    let fourth = ContainerNode::start(world.sites[LISBON].host("lisbon2")?, "")?;
     fourth.join(&world.boxes[PARIS].invite("lisbon")?)?;
     let address = world.boxes[BERLIN].address("ipv6")?;
     fourth.wait_for(&world.boxes[BERLIN])?;

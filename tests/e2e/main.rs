@@ -11,6 +11,8 @@ mod container_life;
 #[cfg(test)]
 mod container_net;
 #[cfg(test)]
+mod container_remote;
+#[cfg(test)]
 mod containers;
 #[cfg(test)]
 mod daemon;

@@ -140,8 +140,15 @@ impl ContainerNode {
             state = state.display(),
         );
         let text = self.host.sh(&script)?;
-        // How many addresses were handed out is meant to stay.
-        Ok(text.lines().filter(|line| !line.starts_with("offset-")).collect::<Vec<_>>().join("\n"))
+        // How many addresses were handed out is meant to stay, and so is one network that was made ahead, whose name and
+        // addresses are others each time.
+        let line = |line: &str| match (line.contains("meshd-w-"), line.contains("w-")) {
+            _ if line.starts_with("offset-") => None,
+            (true, _) => Some("a workload's namespace".to_owned()),
+            (false, true) => Some("a workload's link or route".to_owned()),
+            (false, false) => Some(line.to_owned()),
+        };
+        Ok(text.lines().filter_map(line).collect::<Vec<_>>().join("\n"))
     }
 }
 
@@ -159,6 +166,7 @@ impl Drop for ContainerNode {
 }
 
 /// Removes a tree of control groups, whose processes die with the lab.
+#[expect(clippy::print_stderr, reason = "a drop can only say it")]
 fn remove_groups(parent: &Path) {
     let emptied = wait_until(PATIENCE, "the control groups are empty", || {
         for group in groups_below(parent).into_iter().rev() {
@@ -199,11 +207,9 @@ pub fn busybox(layout: &Path) -> Result<()> {
     }
     directory("tmp", 0o1777)?;
     fs::set_permissions(root.join("tmp"), fs::Permissions::from_mode(0o1777))?;
-    fs::copy("/bin/busybox", root.join("bin/busybox")).context("busybox is missing: apt-get install busybox-static")?;
-    let applets = Command::new("/bin/busybox").arg("--list").output()?;
-    for applet in String::from_utf8(applets.stdout)?.lines().filter(|applet| *applet != "busybox") {
-        symlink("busybox", root.join("bin").join(applet))?;
-    }
+    let applets = Command::new("/bin/busybox").arg("--list").output();
+    let applets = String::from_utf8(applets.context("busybox is missing: apt-get install busybox-static")?.stdout)?;
+    copy_busybox(&root, &applets.lines().filter(|applet| *applet != "busybox").collect::<Vec<_>>())?;
     fs::write(root.join("etc/passwd"), "root:x:0:0:root:/root:/bin/sh\nweb:x:33:33:web:/home/web:/bin/sh\n")?;
     fs::write(root.join("etc/group"), "root:x:0:\nweb:x:33:\nssl:x:50:web\n")?;
     fs::write(root.join("www/index.html"), "hello from a container\n")?;
@@ -214,6 +220,44 @@ pub fn busybox(layout: &Path) -> Result<()> {
     let config = json!({"Env": ["PATH=/bin", "GREETING=hello"], "Cmd": ["/bin/sh"], "WorkingDir": "/"});
     image(layout, &root, &config)?;
     fs::remove_dir_all(&root)?;
+    Ok(())
+}
+
+/// Copies Debian's busybox to `bin` under `root`, with links for some of its programs.
+///
+/// # Errors
+/// If busybox-static is not installed.
+pub fn copy_busybox(root: &Path, applets: &[&str]) -> Result<()> {
+    copy_into(root, Path::new("/bin/busybox"), Path::new("/bin/busybox"))?;
+    for applet in applets {
+        symlink("busybox", root.join("bin").join(applet))?;
+    }
+    Ok(())
+}
+
+/// Copies programs of this machine, with the libraries that `ldd` names, to the same places under `root`.
+///
+/// # Errors
+/// If a program or a library of it is missing.
+pub fn copy_programs(root: &Path, programs: &[(&Path, &str)]) -> Result<()> {
+    for (program, target) in programs {
+        copy_into(root, program, Path::new(target))?;
+        let output = Command::new("ldd").arg(program).output()?;
+        let text = String::from_utf8(output.stdout)?;
+        ensure!(output.status.success(), "ldd {}: {}", program.display(), String::from_utf8_lossy(&output.stderr));
+        ensure!(!text.contains("not found"), "{} lacks a library:\n{text}", program.display());
+        for library in text.split_whitespace().filter(|word| word.starts_with('/')) {
+            copy_into(root, Path::new(library), Path::new(library))?;
+        }
+    }
+    Ok(())
+}
+
+/// Copies a file to a path under `root`.
+fn copy_into(root: &Path, file: &Path, target: &Path) -> Result<()> {
+    let copy = root.join(target.strip_prefix("/").unwrap_or(target));
+    fs::create_dir_all(copy.parent().context("a file lies in a directory")?)?;
+    fs::copy(file, &copy).with_context(|| format!("cannot copy {} into an image", file.display()))?;
     Ok(())
 }
 

@@ -126,7 +126,10 @@ impl Resolver {
 }
 
 /// A file of the packages that are unpacked. `MESHD_DEBIAN_DIR` names their folder; `cargo xtask` sets it.
-fn unpacked(path: &str) -> Result<PathBuf> {
+///
+/// # Errors
+/// If it is missing.
+pub fn unpacked(path: &str) -> Result<PathBuf> {
     let folder = std::env::var_os("MESHD_DEBIAN_DIR")
         .map_or_else(|| PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../target/debian")), PathBuf::from);
     let path = folder.join(path);

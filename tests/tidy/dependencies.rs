@@ -79,7 +79,15 @@ mod tests {
             let excepted = exceptions.into_iter().flatten().find(|e| e["crate"].as_str() == Some(&package.name));
             let mut allowed = allowed.clone();
             allowed.extend(excepted.map(|e| strings(&e["allow"])).unwrap_or_default());
-            let verdict = match &package.licence {
+            // As cargo-deny has it, but only for what is silent itself.
+            let clarified = rules["licenses"].get("clarify").and_then(toml::Value::as_array).into_iter().flatten();
+            let clarified = clarified
+                .filter(|clarified| {
+                    clarified["crate"].as_str() == Some(&format!("{}@{}", package.name, package.version))
+                })
+                .find_map(|clarified| clarified["expression"].as_str().map(str::to_owned));
+            let licence = package.licence.clone().or(clarified);
+            let verdict = match &licence {
                 None => Err("it names no licence".to_owned()),
                 Some(expression) => satisfied(expression, &allowed),
             };
@@ -89,7 +97,7 @@ mod tests {
                     "{} {}: {}",
                     package.name,
                     package.version,
-                    package.licence.as_deref().unwrap_or_default()
+                    licence.as_deref().unwrap_or_default()
                 )),
                 Err(why) => violations.push(format!("{} {}: {why}", package.name, package.version)),
             }

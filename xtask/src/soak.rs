@@ -69,6 +69,12 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
             run: &test::race,
         },
         Stage {
+            name: "containers",
+            about: "1,000 containers start, end and leave nothing: namespaces, mounts, control groups, descriptors",
+            minutes_max: 60,
+            run: &test::containers,
+        },
+        Stage {
             name: "images",
             about: "twenty images of Debian packages and by hand: unpacked as by umoci, run as by podman",
             minutes_max: 60,

@@ -108,6 +108,13 @@ pub(crate) fn race(run: &mut Run) -> Result<()> {
     run.nextest_with("race", &arguments, &[("E2E_ROUNDS", "100")])
 }
 
+/// One test with many containers, then nothing may be left of them.
+pub(crate) fn containers(run: &mut Run) -> Result<()> {
+    build_for_end_to_end(run)?;
+    let arguments = ["--package", "tests", "--test", "e2e", "nothing_is_left_of_many_rounds"];
+    run.nextest_with("race", &arguments, &[("MESHD_ROUNDS", "1000")])
+}
+
 /// Images beside umoci and podman. What was made of them is kept for the next time.
 pub(crate) fn images(run: &mut Run) -> Result<()> {
     debian::ensure_packages(run)?;
@@ -121,5 +128,5 @@ fn build_for_end_to_end(run: &mut Run) -> Result<()> {
     debian::require_root("the end-to-end stage")?;
     debian::ensure_unpacked(run)?;
     ensure_nextest(run)?;
-    run.cargo(&["build", "--locked", "--package", "meshd", "--package", "meshctl"])
+    run.cargo(&["build", "--locked", "--package", "meshd", "--package", "meshctl", "--package", "meshd-shim"])
 }

@@ -367,12 +367,10 @@ pub(crate) enum Users {
 
 #[derive(Debug, Args)]
 pub(crate) struct RunArgs {
-    /// [REGISTRY/]NAME[:TAG][@DIGEST], oci:DIR[:TAG] or docker-archive:FILE.
-    #[arg(value_parser = parse_some)]
-    pub(crate) image: String,
-    /// Arguments in place of the image's.
-    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
-    pub(crate) command: Vec<String>,
+    /// [REGISTRY/]NAME[:TAG][@DIGEST], oci:DIR[:TAG] or docker-archive:FILE; behind it, arguments in place of the image's.
+    // One list: whatever stands behind the image is the program's, also what looks like an option.
+    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_names = ["IMAGE", "ARGUMENT"])]
+    pub(crate) image_and_arguments: Vec<String>,
     /// A DNS label: NAME.SITE.VDC.internal leads to it.
     #[arg(long, value_parser = parse_some)]
     pub(crate) name: Option<String>,

@@ -198,20 +198,27 @@ async fn unpack(pipe: Pipe, to: PathBuf) -> Result<(), Failure> {
         (parent.to_owned(), Some(name))
     };
     let (sender, pieces) = std_mpsc::sync_channel::<Vec<u8>>(PIECES_MAX);
-    let unpacked =
-        tokio::task::spawn_blocking(move || extract(Received { pieces, at: vec![] }, &directory, name.as_ref()));
+    let unpacked = tokio::task::spawn_blocking(move || {
+        let mut received = Received { pieces, at: vec![] };
+        extract(&mut received, &directory, name.as_ref())?;
+        // An archive may be followed by padding.
+        io::copy(&mut received, &mut io::sink()).map(drop)
+    });
+    let mut stopped = false;
     let received = receive(pipe, |bytes| {
-        // Whoever unpacks says better why it stopped.
-        sender.send(bytes.to_vec()).map_err(|_| io::ErrorKind::Interrupted.into())
+        sender.send(bytes.to_vec()).map_err(|_| {
+            stopped = true;
+            io::ErrorKind::Interrupted.into()
+        })
     })
     .await;
     drop(sender);
     let unpacked = unpacked.await.map_err(|_| Failure::new("cannot write the files"))?;
     match (unpacked, received) {
-        (Err(error), Ok(()) | Err(Failure { code: None, .. })) if error.kind() != io::ErrorKind::UnexpectedEof => {
-            Err(Failure::new("cannot write the files").caused_by(&error))
-        }
-        (_, received) => received,
+        // A stream that ended early leaves half a file, which is not why.
+        (_, Err(failure)) if !stopped => Err(failure),
+        (Err(error), _) => Err(Failure::new("cannot write the files").caused_by(&error)),
+        (Ok(()), received) => received,
     }
 }
 

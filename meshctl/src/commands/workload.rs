@@ -182,8 +182,8 @@ impl Run<'_> {
         let mut list = client.read(endpoint::WORKLOAD_LIST, &[&vdc], &()).await?;
         list.workloads.retain(|workload| args.all || workload.phase != Phase::Exited);
         if args.quiet && self.global.output == Output::Table {
-            let ids: String = list.workloads.iter().map(|workload| format!("{}\n", workload.id)).collect();
-            return self.terminal.print(&show::harmless(&ids).unwrap_or(ids));
+            let ids = list.workloads.iter().map(|workload| format!("{}\n", show::harmless_text(&workload.id)));
+            return self.terminal.print(&ids.collect::<String>());
         }
         self.print(&list)
     }
@@ -335,6 +335,13 @@ fn not_started(failure: Failure) -> Failure {
 
 /// What the daemon is asked to run.
 fn request(args: RunArgs, remote: bool) -> Result<WorkloadRun, Failure> {
+    let mut words = args.image_and_arguments.into_iter();
+    let image = words.next().filter(|image| !image.is_empty() && !image.starts_with('-'));
+    let image = image.ok_or_else(|| {
+        Failure::new("an option that is not known stands where the image is expected")
+            .exit(Exit::Usage)
+            .hint("see `meshctl run --help`; options of the program stand behind the image")
+    })?;
     let mut env = vec![];
     for file in &args.env_file {
         let text = read_file(file)?;
@@ -351,9 +358,9 @@ fn request(args: RunArgs, remote: bool) -> Result<WorkloadRun, Failure> {
         start_period_ms: millis(args.health_start_period),
     });
     Ok(WorkloadRun {
-        image: image_text(&args.image, remote)?,
+        image: image_text(&image, remote)?,
         name: args.name,
-        command: args.command,
+        command: words.collect(),
         entrypoint: args.entrypoint.map(|program| if program.is_empty() { vec![] } else { vec![program] }),
         env,
         workdir: args.workdir,

@@ -20,6 +20,7 @@ use crate::clock::system_time;
 use crate::data_plane::{Attached, DataPlane, Network};
 use crate::error::system;
 use crate::infra;
+use crate::infra::remote::Guests;
 use crate::tasks::TaskSet;
 use crate::vdc_core::{self, CoreHandle, Start};
 use crate::workloads::VdcFacts;
@@ -93,10 +94,20 @@ impl Daemon {
         tasks.spawn_draining("control", control_task.run());
         tasks.spawn("bridge", bridge.run());
         let infra_members = vdc_core::no_members();
+        let infra_operators = vdc_core::no_members();
         let infra_tls = infra::tls(&loaded.secrets.node, Arc::clone(&infra_members));
         let bound = bind_infra(&data, infra_address).await;
         match bound {
-            Ok(listener) => tasks.spawn("infra", infra::serve(listener, infra_tls.clone(), hello)),
+            Ok(listener) => {
+                let guests = self.api.get().map(|api| Guests {
+                    api: api.clone(),
+                    vdc: alias.clone(),
+                    members: Arc::clone(&infra_members),
+                    operators: Arc::clone(&infra_operators),
+                    accepts: self.shared.config.remote.accept_operators,
+                });
+                tasks.spawn("infra", infra::serve(listener, infra_tls.clone(), hello, guests));
+            }
             Err(error) => tracing::error!(vdc = %alias, %error, "the infra plane does not listen"),
         }
         let namespace = data.namespace();
@@ -111,6 +122,7 @@ impl Daemon {
             control,
             control_events,
             infra_members,
+            infra_operators,
             infra_tls,
             namespace,
             in_use,
@@ -120,9 +132,10 @@ impl Daemon {
         let (handle, task) = vdc_core::run(start, token.clone());
         tasks.spawn_draining("vdc", task);
         let served = Served { handle: handle.clone(), tasks, data: data_handle, vdc: vdc_id, slot };
-        self.vdcs.write().await.insert(alias.clone(), served);
-        let facts = VdcFacts { vdc: vdc_id, alias, node, site, network, config: network_config, core: handle.clone() };
+        let (name, core) = (alias.clone(), handle.clone());
+        let facts = VdcFacts { vdc: vdc_id, alias: name, node, site, network, config: network_config, core };
         self.workloads.vdc_up(facts).await;
+        self.vdcs.write().await.insert(alias, served);
         Ok(handle)
     }
 

@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use futures::StreamExt as _;
 use futures::stream::{self, FuturesUnordered};
 use meshd_control::{CallError, RequestError};
-use meshd_web::{Backend, Call, Items};
+use meshd_web::{Backend, Call, Items, Pipe};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::{BroadcastStream, ReceiverStream};
 use vdc::peer::{Request, Response};
@@ -16,7 +16,7 @@ use vdc::sync::{Message, Packed};
 use vdc::{Ipv4Block, Name};
 use vdc_api::{self as api, ApiError, ErrorCode};
 
-use super::{Daemon, IN_USE_FILE, metrics, pinging};
+use super::{Daemon, IN_USE_FILE, metrics, pinging, remote};
 use crate::clock::system_time;
 use crate::data_plane::DataPlane;
 use crate::entropy::random;
@@ -447,6 +447,11 @@ impl Backend for Operations {
     async fn block_lift(&self, _: &Call, vdc: &str, block: &str) -> Result<api::BlockView, ApiError> {
         let block = block.to_owned();
         self.find(vdc).await?.with(move |core| core.block_lift(&block)).await?
+    }
+
+    async fn remote(&self, vdc: &str, on: &str) -> Result<Option<Pipe>, ApiError> {
+        let handle = self.find(vdc).await?;
+        remote::connect(&handle, on).await
     }
 
     async fn explain(&self, vdc: &str, query: api::ExplainQuery) -> Result<api::Explanation, ApiError> {

@@ -56,6 +56,7 @@ async fn daemon(directory: &std::path::Path) -> Daemon {
         started: Instant::now(),
         vdcs: RwLock::default(),
         not_served: RwLock::default(),
+        api: OnceLock::new(),
         in_use: Mutex::default(),
         membership: Mutex::new(()),
         token,

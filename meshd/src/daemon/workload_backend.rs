@@ -25,10 +25,13 @@ impl Operations {
 impl WorkloadBackend for Operations {
     async fn workload_run(
         &self,
-        _: &Call,
+        call: &Call,
         vdc: &str,
         request: api::WorkloadRun,
     ) -> Result<Items<api::RunEvent>, ApiError> {
+        if call.node.is_some() {
+            crate::workloads::check_remote(&request, &self.shared.config.remote.volumes)?;
+        }
         self.workloads.run(self.vdc_of(vdc).await?, request)
     }
 
@@ -126,6 +129,14 @@ impl WorkloadBackend for Operations {
         request: api::CopyRequest,
     ) -> Result<Pipe, ApiError> {
         Ok(Box::new(self.workloads.copy(&self.workload(vdc, workload).await?, &request).await?))
+    }
+
+    async fn capacity(&self, vdc: &str) -> Result<api::Capacity, ApiError> {
+        let vdc = self.vdc_of(vdc).await?;
+        let running = self.workloads.of_vdc(vdc).len();
+        let capacity = super::remote::capacity(u32::try_from(running).unwrap_or(u32::MAX));
+        let facts = self.workloads.networks.facts(vdc)?;
+        Ok(api::Capacity { node: format!("{}.{}", facts.node, facts.site), ..capacity })
     }
 
     async fn image_list(&self, vdc: &str) -> Result<api::ImageList, ApiError> {

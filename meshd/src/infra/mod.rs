@@ -2,8 +2,10 @@
 //!
 //! It lives at `::0` of each node's /96, in the VDC's namespace, at one fixed port, and no workload can reach it. Today it
 //! answers one question, the peer's `Hello`: its release and its clock, asked over the data plane and so also a proof
-//! that the tunnel carries more than pings. Later rooms (coordination, storage) add theirs.
+//! that the tunnel carries more than pings. And it carries the node's API to those who may use it ([`remote`]). Later rooms
+//! (coordination, storage) add theirs.
 
+pub(crate) mod remote;
 mod tls;
 
 use std::net::SocketAddr;
@@ -51,7 +53,12 @@ pub(crate) enum InfraError {
 }
 
 /// Answers members on `listener` until the future is dropped.
-pub(crate) async fn serve(listener: TcpListener, tls: InfraTls, hello: Arc<dyn Fn() -> Hello + Send + Sync>) {
+pub(crate) async fn serve(
+    listener: TcpListener,
+    tls: InfraTls,
+    hello: Arc<dyn Fn() -> Hello + Send + Sync>,
+    guests: Option<remote::Guests>,
+) {
     let acceptor = TlsAcceptor::from(tls.server());
     let permits = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let mut connections = JoinSet::new();
@@ -66,11 +73,22 @@ pub(crate) async fn serve(listener: TcpListener, tls: InfraTls, hello: Arc<dyn F
                 continue;
             }
         };
-        let (acceptor, hello) = (acceptor.clone(), Arc::clone(&hello));
+        let (acceptor, hello, guests) = (acceptor.clone(), Arc::clone(&hello), guests.clone());
         connections.spawn(async move {
             let _permit = permit;
+            let accepted = tokio::time::timeout(DEADLINE, acceptor.accept(stream)).await;
+            let mut stream = match accepted {
+                Ok(Ok(stream)) => stream,
+                Ok(Err(error)) => return tracing::debug!(%error, "an infra connection was refused"),
+                Err(_) => return,
+            };
+            if stream.get_ref().1.alpn_protocol() == Some(tls::API_PROTOCOL) {
+                if let Some(guests) = guests {
+                    guests.serve(stream).await;
+                }
+                return;
+            }
             let answered = tokio::time::timeout(DEADLINE, async {
-                let mut stream = acceptor.accept(stream).await?;
                 let request = read(&mut stream).await?;
                 let response = match Request::decode(&request) {
                     Ok(Request::Hello(_)) => Response::Hello(hello()),
@@ -94,7 +112,7 @@ pub(crate) async fn ask_hello(tls: &InfraTls, peer: Key, stream: TcpStream, own:
     let address = stream.peer_addr().unwrap_or_else(|_| SocketAddr::from(([0, 0, 0, 0], PORT)));
     let io = |source| InfraError::Io { address, source };
     let exchange = async {
-        let connector = TlsConnector::from(tls.client(peer));
+        let connector = TlsConnector::from(tls.client(peer, tls::HELLO_PROTOCOL));
         let mut stream = connector.connect(tls::server_name(), stream).await.map_err(io)?;
         write(&mut stream, &Request::Hello(own).encode()).await.map_err(io)?;
         let bytes = read(&mut stream).await.map_err(io)?;
@@ -165,7 +183,7 @@ mod tests {
         let trusted = members(&[&berlin, &paris]);
         let server_tls = tls(&berlin, Arc::clone(&trusted));
         let mut tasks = JoinSet::new();
-        tasks.spawn(serve(listener, server_tls, Arc::new(|| hello("berlin"))));
+        tasks.spawn(serve(listener, server_tls, Arc::new(|| hello("berlin")), None));
 
         let answer = ask(address, &paris, berlin.public(), Arc::clone(&trusted)).await.expect("a member is answered");
         assert_eq!(answer, hello("berlin"));

@@ -18,6 +18,10 @@ use vdc::{Key, SigningKey};
 /// The reachable members' node keys, replaced whenever the view changes.
 pub(crate) type MemberKeys = Arc<RwLock<Arc<HashSet<Key>>>>;
 
+/// The protocols of the infra plane (RFC 7301): one question, and the node's API.
+pub(super) const HELLO_PROTOCOL: &[u8] = b"meshd-hello/1";
+pub(super) const API_PROTOCOL: &[u8] = b"meshd-api/1";
+
 /// SubjectPublicKeyInfo of an Ed25519 key up to the key itself (RFC 8410 §4).
 const SPKI_PREFIX: [u8; 12] = [0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00];
 /// PKCS #8 of an Ed25519 seed up to the seed itself (RFC 8410 §7).
@@ -50,6 +54,9 @@ impl InfraTls {
             .expect("ring supports TLS 1.3")
             .with_client_cert_verifier(verifier)
             .with_cert_resolver(Arc::new(AlwaysResolvesServerRawPublicKeys::new(Arc::clone(&certified))));
+        // Who names no protocol asks the first one's question.
+        let mut server = server;
+        server.alpn_protocols = vec![API_PROTOCOL.to_vec(), HELLO_PROTOCOL.to_vec()];
         Self { certified, provider, members, server: Arc::new(server) }
     }
 
@@ -57,8 +64,8 @@ impl InfraTls {
         Arc::clone(&self.server)
     }
 
-    /// A client that talks to `peer` and nobody else.
-    pub(super) fn client(&self, peer: Key) -> Arc<ClientConfig> {
+    /// A client that talks to `peer` and nobody else, by this protocol.
+    pub(super) fn client(&self, peer: Key, protocol: &[u8]) -> Arc<ClientConfig> {
         let verifier = Arc::new(Verifier {
             members: Arc::clone(&self.members),
             expected: Some(peer),
@@ -70,6 +77,8 @@ impl InfraTls {
             .dangerous()
             .with_custom_certificate_verifier(verifier)
             .with_client_cert_resolver(Arc::new(AlwaysResolvesClientRawPublicKeys::new(Arc::clone(&self.certified))));
+        let mut config = config;
+        config.alpn_protocols = vec![protocol.to_vec()];
         Arc::new(config)
     }
 }
@@ -87,11 +96,15 @@ struct Verifier {
     algorithms: WebPkiSupportedAlgorithms,
 }
 
+/// The node key of a peer's raw public key.
+pub(super) fn key_of(spki: &CertificateDer<'_>) -> Option<Key> {
+    spki.as_ref().strip_prefix(&SPKI_PREFIX).and_then(|key| key.try_into().ok()).map(Key)
+}
+
 impl Verifier {
     fn check(&self, spki: &CertificateDer<'_>) -> Result<(), Error> {
         let refused = || Error::InvalidCertificate(CertificateError::ApplicationVerificationFailure);
-        let key = spki.as_ref().strip_prefix(&SPKI_PREFIX).and_then(|key| key.try_into().ok()).map(Key);
-        let key = key.ok_or_else(refused)?;
+        let key = key_of(spki).ok_or_else(refused)?;
         let members = self.members.read().unwrap_or_else(std::sync::PoisonError::into_inner);
         if members.contains(&key) && self.expected.is_none_or(|expected| expected == key) {
             Ok(())

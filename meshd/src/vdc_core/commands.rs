@@ -241,6 +241,23 @@ impl Core {
         Ok((source, destination, self.with_context(|context| context.node(member))))
     }
 
+    /// The nodes that `on` means, a node or `site=SITE`: their keys and full names. This node comes first.
+    pub(crate) fn nodes_meant(&self, on: &str) -> Result<Vec<(Key, String)>, ApiError> {
+        let own = self.own_key();
+        let Some(site) = on.strip_prefix("site=") else {
+            let member = self.find(on)?;
+            return Ok(vec![(member.node, member.full_name())]);
+        };
+        let of_site = self.view.reachable().filter(|member| member.site_name.as_str() == site);
+        let mut nodes: Vec<(Key, String)> = of_site.map(|member| (member.node, member.full_name())).collect();
+        nodes.sort_by_key(|(key, name)| (*key != own, name.clone()));
+        if nodes.is_empty() {
+            return Err(ApiError::not_found(format!("there is no node in a site {site:?}"))
+                .hint("`meshctl site list` shows the sites"));
+        }
+        Ok(nodes)
+    }
+
     /// What it takes to ask a node over the infra plane: a socket inside the VDC's namespace, and who is expected there.
     pub(crate) fn infra_route(&self, key: &str) -> Result<InfraRoute, ApiError> {
         let peer: Key = key.parse().map_err(|_| ApiError::not_found("there is no such node"))?;
@@ -348,6 +365,13 @@ pub(crate) struct InfraRoute {
 }
 
 impl InfraRoute {
+    /// Connects to the node's API.
+    pub(crate) async fn api(self) -> std::io::Result<meshd_web::Pipe> {
+        let socket = tokio::net::TcpSocket::from_std_stream(self.socket.into());
+        let stream = socket.connect(self.destination).await?;
+        crate::infra::remote::connect(&self.tls, self.peer, stream).await
+    }
+
     /// Asks the node who it is, and returns how long that took in all.
     pub(crate) async fn ask(self) -> Result<Duration, InfraError> {
         let started = Instant::now();

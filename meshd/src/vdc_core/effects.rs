@@ -95,6 +95,9 @@ impl Core {
         self.data.set_members(&peers);
         let keys: BTreeSet<vdc::Key> = peers.iter().map(|peer| peer.node).collect();
         let contacts: BTreeMap<_, _> = peers.iter().map(|peer| (peer.node, peer.addresses().to_vec())).collect();
+        let may = |role: &vdc::record::Role| matches!(role, vdc::record::Role::Operator | vdc::record::Role::Admin);
+        let operators = peers.iter().filter(|peer| peer.roles.iter().any(may)).map(|peer| peer.node).collect();
+        *self.infra_operators.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(operators);
         *self.infra_members.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(keys.iter().copied().collect());
         // Whoever leaves by itself knows.
         let revoked = self.view.members.values().filter_map(|member| {

@@ -46,6 +46,7 @@ use crate::data_plane::DataPlane;
 use crate::dns_hub::DnsHub;
 use crate::error::{storage, unavailable};
 use crate::events::Events;
+use crate::infra::remote::OperatorKeys;
 use crate::infra::{InfraTls, MemberKeys};
 
 /// Commands of the API that may wait; callers wait when it is full.
@@ -166,6 +167,7 @@ pub(crate) struct Core {
     firewall: Firewall,
     firewall_state: effects::FirewallState,
     infra_members: MemberKeys,
+    infra_operators: OperatorKeys,
     infra_tls: InfraTls,
     links: BTreeMap<Key, LinkFacts>,
     /// Since when there is no link at all; none while there is one.

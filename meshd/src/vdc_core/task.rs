@@ -27,6 +27,7 @@ use crate::clock::{Clock, PeerClock, StepWatch};
 use crate::data_plane::{DataEvent, DataPlane};
 use crate::entropy::random;
 use crate::error::storage;
+use crate::infra::remote::OperatorKeys;
 use crate::infra::{InfraTls, MemberKeys};
 
 /// How often the core looks after what only time changes: standings, renewals, caches.
@@ -59,6 +60,7 @@ pub(crate) struct Start {
     pub(crate) control: meshd_control::ControlHandle,
     pub(crate) control_events: mpsc::Receiver<ControlEvent>,
     pub(crate) infra_members: MemberKeys,
+    pub(crate) infra_operators: OperatorKeys,
     pub(crate) infra_tls: InfraTls,
     pub(crate) namespace: std::path::PathBuf,
     pub(crate) in_use: bool,
@@ -145,6 +147,7 @@ pub(crate) fn run(start: Start, token: CancellationToken) -> (CoreHandle, impl F
         control,
         control_events,
         infra_members,
+        infra_operators,
         infra_tls,
         namespace,
         in_use,
@@ -172,6 +175,7 @@ pub(crate) fn run(start: Start, token: CancellationToken) -> (CoreHandle, impl F
         firewall: Firewall::new(&namespace),
         firewall_state: FirewallState::default(),
         infra_members,
+        infra_operators,
         infra_tls,
         links: BTreeMap::new(),
         alone_since: Some(Instant::now()),

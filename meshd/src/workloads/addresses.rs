@@ -127,7 +127,8 @@ mod tests {
         let first = addresses.take(now);
         let second = addresses.take(now);
         assert_eq!(second.ipv4, Some(Ipv4Addr::new(10, 64, 0, 3)));
-        (0..3).for_each(|_| drop(addresses.take(now)));
+        let rest: Vec<Held> = (0..3).map(|_| addresses.take(now)).collect();
+        assert!(rest.iter().all(|held| held.ipv4.is_some()));
         addresses.release(&first, now);
         let third = addresses.take(now + REST / 2);
         assert_eq!(third.ipv4, None, "the first one's rests");

@@ -8,7 +8,7 @@ use futures::stream::StreamExt as _;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use vdc_api::{self as api, ApiError, ErrorCode, PullEvent, PullPolicy, PullProgress};
-use workloads_image::{Credentials, Digest, Image, ImageError, Progress, PullOptions};
+use workloads_image::{Credentials, Digest, Image, ImageError, Progress, PullOptions, RegistryErrorKind};
 
 use super::Workloads;
 use super::network::blocking;
@@ -219,6 +219,16 @@ fn image_error(error: &ImageError) -> ApiError {
         ImageError::Io { .. } | ImageError::Busy { .. } => {
             (ErrorCode::Storage, "look at the log: `journalctl -u meshd`")
         }
+        ImageError::Registry(error) => {
+            let code = match error.kind() {
+                RegistryErrorKind::NotFound => ErrorCode::ImageNotFound,
+                RegistryErrorKind::Unreachable => ErrorCode::RegistryUnreachable,
+                RegistryErrorKind::Denied => ErrorCode::RegistryDenied,
+                RegistryErrorKind::Invalid => ErrorCode::ImageInvalid,
+            };
+            (code, error.hint())
+        }
+        ImageError::Interrupted => (ErrorCode::Unavailable, "try again when the daemon runs"),
         ImageError::Platform { .. } => (ErrorCode::ImageInvalid, "get an image that is made for this machine, too"),
         _ => (ErrorCode::ImageInvalid, "have the image built and pushed again"),
     };

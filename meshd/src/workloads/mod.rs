@@ -56,6 +56,8 @@ const WORKLOADS_MAX: usize = 4_096;
 const UID_BASE: u32 = 1 << 30;
 /// Ranges of ids that fit above it, below the kernel's last id.
 const UID_RANGES: u32 = 16_383;
+/// How long after a start the next one's network is made.
+const SPARE_PAUSE: Duration = Duration::from_millis(20);
 /// Before a task that failed is begun anew.
 const REVIVAL_PAUSE: Duration = Duration::from_secs(1);
 /// How long a new workload waits for those that are on the way out.
@@ -226,7 +228,8 @@ impl Workloads {
         }
         for id in self.networks.present().await {
             if !found.contains_key(&id) {
-                tracing::warn!(%id, "a workload's network that nobody knows is removed");
+                // Also those that were made ahead by a daemon that was killed.
+                tracing::info!(%id, "a network without a workload is removed");
                 if let Err(error) = self.networks.disconnect(id).await {
                     tracing::warn!(%id, %error, "it was not removed");
                 }
@@ -261,6 +264,7 @@ impl Workloads {
         }
         self.tasks.close();
         self.tasks.wait().await;
+        self.networks.drop_spares().await;
     }
 
     // ---- VDCs
@@ -412,9 +416,22 @@ impl Workloads {
             self.let_vanish().await;
         }
         let _reservation = self.reserve(vdc, spec.name.as_ref())?;
-        let id = WorkloadId(random());
         let uid_base = self.free_range()?;
-        let held = self.networks.take(vdc)?;
+        let (id, held) = match self.networks.take_spare(vdc) {
+            Some(spare) => (spare.id, spare.held),
+            None => {
+                let held = self.networks.take(vdc).inspect_err(|_| {
+                    self.lock().ranges.remove(&uid_base);
+                })?;
+                (WorkloadId(random()), held)
+            }
+        };
+        let (host, spare) = (Arc::clone(self), WorkloadId(random()));
+        drop(self.tasks.spawn(async move {
+            // After the start that it would otherwise slow down.
+            tokio::time::sleep(SPARE_PAUSE).await;
+            host.networks.make_spare(vdc, spare).await;
+        }));
         let kept = Kept::new(
             Made {
                 id,
@@ -603,6 +620,25 @@ fn make_volume(path: &Path) -> std::io::Result<()> {
         Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => Err(error),
         _ => Ok(()),
     }
+}
+
+/// What another node may not have run here, whatever its right: what is this host's alone.
+pub(crate) fn check_remote(run: &vdc_api::WorkloadRun, volumes: &[PathBuf]) -> Result<(), ApiError> {
+    let refused = |message: String| ApiError::new(ErrorCode::RemoteRefused, message);
+    if run.host_users {
+        return Err(refused("another node may not run anything as this host's own root".into())
+            .hint("leave --userns host out, or run it on the node itself"));
+    }
+    for text in &run.volumes {
+        let path = Path::new(text.split(':').next().unwrap_or_default());
+        // Only what was named itself: what lies below may be a link that a container made.
+        if path.is_absolute() && !volumes.iter().any(|allowed| path == allowed) {
+            let message = format!("the node does not let others have {} as a volume", path.display());
+            return Err(refused(message)
+                .hint("use a volume by name, or have its local team add the directory to `volumes` below [remote]"));
+        }
+    }
+    Ok(())
 }
 
 fn name_taken(name: &Name, holder: &str) -> ApiError {

@@ -101,6 +101,14 @@ impl VdcFacts {
     }
 }
 
+/// A network that waits for its workload: making one takes longer than most programs need to start.
+#[derive(Debug)]
+pub(crate) struct Spare {
+    pub(crate) id: WorkloadId,
+    pub(crate) held: Held,
+    netns: PathBuf,
+}
+
 /// What the network knows of a workload that runs or is about to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Member {
@@ -145,6 +153,10 @@ struct Vdc {
 struct Inner {
     vdcs: BTreeMap<VdcId, Vdc>,
     members: BTreeMap<WorkloadId, Member>,
+    /// At most one for each VDC.
+    spares: BTreeMap<VdcId, Spare>,
+    /// Networks that were made ahead for workloads which begin now.
+    ready: BTreeMap<WorkloadId, PathBuf>,
 }
 
 /// The network of all workloads of this box.
@@ -202,6 +214,10 @@ impl Networks {
 
     /// A VDC is left: its way out goes, and its workloads must be gone.
     pub(crate) async fn vdc_down(&self, vdc: VdcId) {
+        let spare = self.lock().spares.remove(&vdc);
+        if let Some(spare) = spare {
+            self.drop_spare(vdc, spare).await;
+        }
         let Some(gone) = self.lock().vdcs.remove(&vdc) else { return };
         if let Some(names) = gone.names {
             names.shutdown().await;
@@ -263,6 +279,9 @@ impl Networks {
 
     /// Makes or adopts a workload's namespace with its port; returns where it is pinned.
     pub(crate) async fn connect(&self, id: WorkloadId, vdc: VdcId, held: Held) -> Result<PathBuf, ApiError> {
+        if let Some(netns) = self.lock().ready.remove(&id) {
+            return Ok(netns);
+        }
         self.prepare(vdc).await?;
         let facts = self.facts(vdc)?;
         let port = WorkloadPort {
@@ -274,6 +293,51 @@ impl Networks {
         };
         let work = move || ensure_workload_port(facts.network.netns(), &port).map(|made| made.path().to_owned());
         blocking(work).await?.map_err(|error| network_error("the workload's network was not set up", &error))
+    }
+
+    /// A network for a new workload that was made ahead, if there is one.
+    pub(crate) fn take_spare(&self, vdc: VdcId) -> Option<Spare> {
+        let mut inner = self.lock();
+        let spare = inner.spares.remove(&vdc)?;
+        inner.ready.insert(spare.id, spare.netns.clone());
+        Some(spare)
+    }
+
+    /// Makes a network ahead, for the next workload of the VDC.
+    pub(crate) async fn make_spare(&self, vdc: VdcId, id: WorkloadId) {
+        if self.lock().spares.contains_key(&vdc) {
+            return;
+        }
+        let Ok(held) = self.take(vdc) else { return };
+        let spare = match self.connect(id, vdc, held).await {
+            Ok(netns) => Spare { id, held, netns },
+            Err(error) => {
+                tracing::debug!(%error, "no network was made ahead");
+                return self.give_back(vdc, &held);
+            }
+        };
+        let surplus = {
+            let mut inner = self.lock();
+            if inner.vdcs.contains_key(&vdc) { inner.spares.insert(vdc, spare) } else { Some(spare) }
+        };
+        if let Some(surplus) = surplus {
+            self.drop_spare(vdc, surplus).await;
+        }
+    }
+
+    async fn drop_spare(&self, vdc: VdcId, spare: Spare) {
+        if let Err(error) = self.disconnect(spare.id).await {
+            tracing::warn!(%error, "a network that was made ahead is left");
+        }
+        self.give_back(vdc, &spare.held);
+    }
+
+    /// Takes the networks away that were made ahead.
+    pub(crate) async fn drop_spares(&self) {
+        let spares = std::mem::take(&mut self.lock().spares);
+        for (vdc, spare) in spares {
+            self.drop_spare(vdc, spare).await;
+        }
     }
 
     /// Takes a workload's namespace away.

@@ -1,8 +1,11 @@
 //! What stands behind the API.
 
+use std::sync::Arc;
+
 use async_trait::async_trait;
 use futures::stream::BoxStream;
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio_util::sync::CancellationToken;
 use vdc_api::{
     ApiError, BlockCreate, BlockList, BlockView, ConnectRequest, Connected, EventList, EventView, EventsQuery,
     ExplainQuery, Explanation, ExposureChange, ExposureList, ExposureView, GrantChange, Health, InviteCreate,
@@ -24,10 +27,28 @@ pub trait Duplex: AsyncRead + AsyncWrite + Send + Unpin + 'static {}
 
 impl<T: AsyncRead + AsyncWrite + Send + Unpin + 'static> Duplex for T {}
 
+/// Another node that asks, and whether it may.
+#[derive(Clone, Debug)]
+pub struct RemoteNode {
+    /// The first digits of its key.
+    pub key: String,
+    /// The local name of the VDC whose member it is.
+    pub vdc: String,
+    /// What is missing, if something is.
+    pub missing: Option<ApiError>,
+    /// Cancelled when it may not any more: ends its streams and pipes.
+    pub cut: CancellationToken,
+    /// Held by whatever still goes on for it.
+    pub alive: Arc<()>,
+}
+
 /// Who asks for a change, and under which id it stands in the log.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Call {
+    /// Of this host; nobody's if another node asks.
     pub caller: Caller,
+    /// The node that asks, if it is another one.
+    pub node: Option<RemoteNode>,
     pub request_id: String,
 }
 
@@ -91,4 +112,7 @@ pub trait Backend: WorkloadBackend {
     async fn block_lift(&self, call: &Call, vdc: &str, block: &str) -> Result<BlockView, ApiError>;
 
     async fn explain(&self, vdc: &str, query: ExplainQuery) -> Result<Explanation, ApiError>;
+
+    /// A connection to the API of the node that `on` means (a node, or `site=SITE`); none if that is this node.
+    async fn remote(&self, vdc: &str, on: &str) -> Result<Option<Pipe>, ApiError>;
 }

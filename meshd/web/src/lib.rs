@@ -1,7 +1,8 @@
 //! The HTTP API server of a node: JSON over a unix socket, as `vdc-api` lists it.
 //!
 //! - [`Backend`] is what the daemon implements: one method per operation.
-//! - [`Listener::bind`] takes the socket, once per machine; [`serve`] answers on it until it is told to stop.
+//! - [`Listener::bind`] takes the socket, once per machine; [`Api::listen`] answers on it until it is told to stop, and
+//!   [`Api::serve_node`] answers another node on a connection of its own.
 //! - [`Access`] decides who may change something: uid 0 and the members of one group. Whoever can open the socket may
 //!   read.
 //!
@@ -18,6 +19,7 @@
 mod backend;
 mod caller;
 mod listen;
+mod remote;
 mod reply;
 mod request;
 mod route;
@@ -26,8 +28,8 @@ mod serve;
 mod upgrade;
 mod workloads;
 
-pub use backend::{Backend, Call, Duplex, Items, Pipe};
+pub use backend::{Backend, Call, Duplex, Items, Pipe, RemoteNode};
 pub use caller::{Access, Caller};
 pub use listen::{ListenError, Listener, WebConfig};
-pub use serve::{Limits, serve};
+pub use serve::{Api, Limits};
 pub use workloads::WorkloadBackend;

@@ -20,11 +20,12 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{Instrument, debug, debug_span, info, warn};
+use vdc_api::endpoint::Operation;
 use vdc_api::{ApiError, Endpoint, ErrorCode, Method, STREAM_PROTOCOL, endpoint};
 
 use crate::request::{parse_body, parse_query, read_body};
 use crate::upgrade::{self, wanted as wanted_upgrade};
-use crate::{Access, Backend, Call, Caller, Items, Limits, Pipe, reply};
+use crate::{Access, Backend, Call, Caller, Items, Limits, Pipe, remote, reply};
 
 /// Events of a detached stream that wait for a slow client. A client that lets more pile up loses its stream, not its
 /// operation. An event is below 4 KiB: at most 1 MiB a stream.
@@ -39,6 +40,8 @@ pub(crate) struct Shared {
     pub(crate) streams: Arc<Semaphore>,
     /// Connections that became something else.
     pub(crate) upgrades: Arc<Semaphore>,
+    /// Calls that are carried to other nodes.
+    pub(crate) remotes: Arc<Semaphore>,
     /// Work that outlives its client.
     pub(crate) detached: TaskTracker,
     pub(crate) stop: CancellationToken,
@@ -115,7 +118,7 @@ impl Routes {
         Fut: Future<Output = Result<Items<R>, ApiError>> + Send + 'static,
     {
         self.route(endpoint, move |shared, ctx, query, body| {
-            let request_id = ctx.call.request_id.clone();
+            let (request_id, stop) = (ctx.call.request_id.clone(), stop_of(&shared, &ctx.call));
             let permit = Arc::clone(&shared.streams).try_acquire_owned();
             let work = run(ctx, query, body);
             async move {
@@ -124,7 +127,7 @@ impl Routes {
                     OnHangUp::Drop => to_end(&shared, endpoint.method, work).await?,
                     OnHangUp::RunToEnd => detach(&shared, work).await?,
                 };
-                Ok(reply::events(items, request_id, shared.stop.clone(), permit))
+                Ok(reply::events(items, request_id, stop, permit))
             }
         })
     }
@@ -140,7 +143,8 @@ impl Routes {
         self.route(endpoint, move |shared, mut ctx, query, body| {
             let permit = Arc::clone(&shared.upgrades).try_acquire_owned();
             let connection = ctx.upgrade.take();
-            let run = run.clone();
+            let (run, stop) = (run.clone(), stop_of(&shared, &ctx.call));
+            let node = ctx.call.node.clone();
             async move {
                 let connection = connection.ok_or_else(|| {
                     ApiError::new(ErrorCode::UpgradeRequired, "this operation needs the connection for itself")
@@ -148,10 +152,10 @@ impl Routes {
                 })?;
                 let permit = permit.map_err(|_| busy("too many programs are attached to"))?;
                 let pipe = to_end(&shared, endpoint.method, run(ctx, query, body)).await?;
-                let splice = upgrade::splice(connection, pipe, shared.stop.clone());
+                let splice = upgrade::splice(connection, pipe, stop);
                 drop(shared.detached.spawn(async move {
                     splice.await;
-                    drop(permit);
+                    drop((permit, node));
                 }));
                 Ok(upgrade::switching())
             }
@@ -180,10 +184,20 @@ impl Routes {
                 let span =
                     debug_span!("api", operation = operation.id, request = call.request_id, uid = call.caller.uid);
                 let answered = async {
-                    admit(&shared, endpoint.method, &call.caller).await?;
+                    admit(&shared, operation, &call).await?;
+                    let on = if operation.is_remote() { remote::take_on(&mut request)? } else { None };
                     let parts =
                         parts.map_err(|_| ApiError::new(ErrorCode::BadRequest, "the path is not UTF-8 text"))?;
-                    let parts = parts.iter().map(|(_, part)| part.to_owned()).collect();
+                    let mut parts: Vec<String> = parts.iter().map(|(_, part)| part.to_owned()).collect();
+                    if let (Some(node), Some(vdc)) = (&call.node, parts.first_mut()) {
+                        // What the other node calls the VDC means nothing here.
+                        vdc.clone_from(&node.vdc);
+                    }
+                    if let Some(on) = on
+                        && let Some(answer) = remote::carry(&shared, &call, &parts, &on, &mut request).await?
+                    {
+                        return Ok(answer);
+                    }
                     let upgrade = wanted_upgrade(&mut request);
                     let ctx = Ctx { backend: Arc::clone(&shared.backend), call: call.clone(), parts, upgrade };
                     let (query, body) = read(&shared, request).await?;
@@ -219,19 +233,34 @@ async fn with_permit<T>(shared: &Shared, work: impl Future<Output = Result<T, Ap
     work.await
 }
 
+/// What ends streams and pipes of a call.
+fn stop_of(shared: &Shared, call: &Call) -> CancellationToken {
+    call.node.as_ref().map_or_else(|| shared.stop.clone(), |node| node.cut.clone())
+}
+
 /// Judges whether the caller may do what the method means.
-async fn admit(shared: &Arc<Shared>, method: Method, caller: &Caller) -> Result<(), ApiError> {
-    if !method.changes() {
+async fn admit(shared: &Arc<Shared>, operation: &Operation, call: &Call) -> Result<(), ApiError> {
+    if let Some(node) = &call.node {
+        if !operation.is_remote() {
+            return Err(ApiError::new(
+                ErrorCode::RemoteRefused,
+                format!("{} is for this node's own users", operation.id),
+            )
+            .hint("other nodes may ask for workloads and images"));
+        }
+        return node.missing.clone().map_or(Ok(()), Err);
+    }
+    if !operation.is_guarded() {
         return Ok(());
     }
-    let (judge, caller) = (Arc::clone(shared), *caller);
+    let (judge, caller) = (Arc::clone(shared), call.caller);
     // Reads two small files, hence not on a thread that others wait for.
     let allowed = tokio::task::spawn_blocking(move || judge.access.may_change(&caller)).await.unwrap_or(false);
     if allowed {
         return Ok(());
     }
     let group = &shared.access.group;
-    let error = ApiError::new(ErrorCode::PermissionDenied, format!("user {} may not change anything here", caller.uid));
+    let error = ApiError::new(ErrorCode::PermissionDenied, format!("user {} may not do this here", caller.uid));
     Err(error.hint(format!("use sudo, or add the user to group {group}: `sudo usermod -aG {group} USER`")))
 }
 
@@ -300,7 +329,10 @@ async fn detach<T: Send + 'static>(
 
 fn log(operation: &str, method: Method, call: &Call, elapsed: Duration, error: Option<&ApiError>) {
     let elapsed_ms = u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX);
-    let Call { caller: Caller { uid, .. }, request_id: request } = call;
+    let Call { caller: Caller { uid, .. }, node, request_id: request } = call;
+    if let Some(node) = node {
+        info!(operation, request, node = node.key, elapsed_ms, "asked by another node");
+    }
     match error {
         None if method.changes() => info!(operation, request, uid, elapsed_ms, "change made"),
         None => debug!(operation, request, uid, elapsed_ms, "read answered"),

@@ -122,6 +122,7 @@ fn of_workloads(routes: Routes) -> Routes {
 
 fn of_images(routes: Routes) -> Routes {
     routes
+        .json(endpoint::CAPACITY, |c, (), ()| async move { c.backend.capacity(c.vdc()).await })
         .json(endpoint::IMAGE_LIST, |c, (), ()| async move { c.backend.image_list(c.vdc()).await })
         .stream(endpoint::IMAGE_PULL, OnHangUp::RunToEnd, |c, (), body| async move {
             c.backend.image_pull(&c.call, c.vdc(), body).await

@@ -2,9 +2,9 @@
 
 use async_trait::async_trait;
 use vdc_api::{
-    ApiError, AttachRequest, CopyRequest, ExecRequest, ImageList, ImagePull, ImageTag, ImageView, ImagesFreed,
-    LogEvent, LogsQuery, PullEvent, RemoveQuery, RunEvent, SignalRequest, StatsEvent, StatsQuery, StopRequest,
-    WaitQuery, Waited, WorkloadList, WorkloadRemoved, WorkloadRun, WorkloadView,
+    ApiError, AttachRequest, Capacity, CopyRequest, ExecRequest, ImageList, ImagePull, ImageTag, ImageView,
+    ImagesFreed, LogEvent, LogsQuery, PullEvent, RemoveQuery, RunEvent, SignalRequest, StatsEvent, StatsQuery,
+    StopRequest, WaitQuery, Waited, WorkloadList, WorkloadRemoved, WorkloadRun, WorkloadView,
 };
 
 use crate::{Call, Items, Pipe};
@@ -65,6 +65,8 @@ pub trait WorkloadBackend: Send + Sync + 'static {
         workload: &str,
         request: CopyRequest,
     ) -> Result<Pipe, ApiError>;
+
+    async fn capacity(&self, vdc: &str) -> Result<Capacity, ApiError>;
 
     async fn image_list(&self, vdc: &str) -> Result<ImageList, ApiError>;
     async fn image_pull(&self, call: &Call, vdc: &str, request: ImagePull) -> Result<Items<PullEvent>, ApiError>;

@@ -4,14 +4,16 @@ use std::path::Path;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
 use hyper::client::conn::http1::{self, SendRequest};
-use hyper::{HeaderMap, Request};
+use hyper::upgrade::Upgraded;
+use hyper::{HeaderMap, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 use tokio::sync::Mutex;
 use tokio::task::JoinSet;
-use vdc_api::{ErrorBody, ErrorCode, MEDIA_JSON, SSE_DATA, SSE_ERROR};
+use vdc_api::{ErrorBody, ErrorCode, MEDIA_JSON, SSE_DATA, SSE_ERROR, STREAM_PROTOCOL};
 
 /// One connection; dropped, it is closed.
 pub(crate) struct Client {
@@ -25,7 +27,7 @@ impl Client {
         let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.expect("a fresh connection");
         let mut tasks = JoinSet::new();
         // How a connection ends is seen in the answers.
-        tasks.spawn(async move { drop(connection.await) });
+        tasks.spawn(async move { drop(connection.with_upgrades().await) });
         Self { sender: Mutex::new(sender), _connection: tasks }
     }
 
@@ -42,6 +44,26 @@ impl Client {
         self.exchange(MEDIA_JSON, method, path, "").await
     }
 
+    /// Asks for the connection itself, and gets it or a refusal.
+    pub(crate) async fn upgrade(self, path: &str, body: &str) -> Result<Upgrade, Answer> {
+        let request = Request::builder()
+            .method("POST")
+            .uri(path)
+            .header("host", "meshd")
+            .header("content-type", MEDIA_JSON)
+            .header("connection", "upgrade")
+            .header("upgrade", STREAM_PROTOCOL)
+            .body(Full::new(Bytes::from(body.to_owned())))
+            .expect("a well-formed request");
+        let response = self.sender.lock().await.send_request(request).await.expect("an answer");
+        if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+            return Err(Answer::of(response).await);
+        }
+        let headers = response.headers().clone();
+        let pipe = TokioIo::new(hyper::upgrade::on(response).await.expect("the connection is handed over"));
+        Ok(Upgrade { headers, pipe })
+    }
+
     async fn exchange(&self, media: &str, method: &str, path: &str, body: &str) -> Answer {
         let request = Request::builder()
             .method(method)
@@ -51,12 +73,18 @@ impl Client {
             .body(Full::new(Bytes::from(body.to_owned())))
             .expect("a well-formed request");
         let response = self.sender.lock().await.send_request(request).await.expect("an answer");
-        let (head, body) = response.into_parts();
-        let body = body.collect().await.expect("a whole body").to_bytes();
-        Answer { status: head.status.as_u16(), headers: head.headers, body }
+        Answer::of(response).await
     }
 }
 
+/// A connection that became a pipe.
+#[derive(Debug)]
+pub(crate) struct Upgrade {
+    pub(crate) headers: HeaderMap,
+    pub(crate) pipe: TokioIo<Upgraded>,
+}
+
+#[derive(Debug)]
 pub(crate) struct Answer {
     pub(crate) status: u16,
     headers: HeaderMap,
@@ -64,6 +92,12 @@ pub(crate) struct Answer {
 }
 
 impl Answer {
+    async fn of(response: Response<Incoming>) -> Self {
+        let (head, body) = response.into_parts();
+        let body = body.collect().await.expect("a whole body").to_bytes();
+        Self { status: head.status.as_u16(), headers: head.headers, body }
+    }
+
     pub(crate) fn header(&self, name: &str) -> Option<&str> {
         self.headers.get(name).and_then(|value| value.to_str().ok())
     }

@@ -9,9 +9,9 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use futures::stream::{self, StreamExt};
-use meshd_web::{Backend, Call, Items, Limits, Listener, WebConfig, serve};
+use meshd_web::{Api, Backend, Call, Items, Limits, Listener, Pipe, RemoteNode, WebConfig, WorkloadBackend};
 use tempfile::TempDir;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::net::UnixStream;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
@@ -33,6 +33,7 @@ pub(crate) struct Daemon {
     calls: Arc<Mutex<Vec<Noted>>>,
     directory: TempDir,
     server: JoinSet<()>,
+    api: Api,
 }
 
 /// A call that reached the backend.
@@ -60,14 +61,20 @@ impl Daemon {
         fs::write(&config.access.passwd_file, format!("tester:x:{}:1::/:/bin/sh\n", own_uid())).expect("writable");
         change(&mut config);
         let (gate, calls) = (Arc::new(Gate::new()), Arc::default());
-        let backend = Arc::new(Fake { gate: Arc::clone(&gate), calls: Arc::clone(&calls) });
+        let backend = Arc::new(Fake {
+            pipes: Mutex::default(),
+            socket: config.socket.clone(),
+            gate: Arc::clone(&gate),
+            calls: Arc::clone(&calls),
+        });
         let socket = config.socket.clone();
-        let listener = Listener::bind(config).expect("the socket is free");
         let shutdown = CancellationToken::new();
+        let api = Api::new(&config, backend, &shutdown);
+        let listener = Listener::bind(config).expect("the socket is free");
         let mut server = JoinSet::new();
-        let token = shutdown.clone();
-        server.spawn(async move { serve(listener, backend, token).await.expect("the server runs") });
-        Self { socket, shutdown, gate, calls, directory, server }
+        let listening = api.clone();
+        server.spawn(async move { listening.listen(listener).await.expect("the server runs") });
+        Self { socket, shutdown, gate, calls, directory, server, api }
     }
 
     pub(crate) async fn client(&self) -> Client {
@@ -89,6 +96,26 @@ impl Daemon {
         drop(stream.write_all(bytes).await);
         let mut answer = Vec::new();
         drop(stream.read_to_end(&mut answer).await);
+        String::from_utf8_lossy(&answer).into_owned()
+    }
+
+    /// Asks as another node would, over a connection of its own.
+    pub(crate) async fn ask_as_node(&self, missing: bool, path: &str) -> String {
+        let (mut near, far) = tokio::io::duplex(64 << 10);
+        let missing = missing.then(|| ApiError::new(ErrorCode::RemoteRefused, "the right is missing"));
+        let node = RemoteNode {
+            key: "0a1b".into(),
+            vdc: "acme".into(),
+            missing,
+            cut: CancellationToken::new(),
+            alive: Arc::new(()),
+        };
+        let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+        near.write_all(request.as_bytes()).await.expect("there is room");
+        let mut answer = Vec::new();
+        let read = near.read_to_end(&mut answer);
+        let (_, read) = tokio::join!(self.api.serve_node(far, node), read);
+        read.expect("an answer");
         String::from_utf8_lossy(&answer).into_owned()
     }
 
@@ -141,7 +168,7 @@ impl Gate {
         Self::take(&self.finished).await;
     }
 
-    /// An endless stream was dropped.
+    /// An endless stream or a pipe was dropped.
     pub(crate) async fn dropped(&self) {
         Self::take(&self.dropped).await;
     }
@@ -157,6 +184,8 @@ impl Drop for Dropped {
 }
 
 struct Fake {
+    pipes: Mutex<JoinSet<()>>,
+    socket: PathBuf,
     gate: Arc<Gate>,
     calls: Arc<Mutex<Vec<Noted>>>,
 }
@@ -340,5 +369,181 @@ impl Backend for Fake {
     async fn explain(&self, vdc: &str, query: ExplainQuery) -> Result<Explanation, ApiError> {
         self.note("explain", None, &[&vdc, &query]);
         Ok(samples::explanation())
+    }
+    async fn remote(&self, vdc: &str, on: &str) -> Result<Option<Pipe>, ApiError> {
+        self.note("remote", None, &[&vdc, &on]);
+        match on {
+            "here" => Ok(None),
+            "away" => Err(ApiError::new(ErrorCode::RemoteUnreachable, "away does not answer")),
+            // This very API stands for another node's.
+            _ => {
+                let stream = UnixStream::connect(&self.socket).await;
+                Ok(Some(Box::new(stream.expect("the server listens"))))
+            }
+        }
+    }
+}
+
+/// The far end of a pipe: echoes what comes; once that ends, says so, and ends too.
+async fn echo(mut far: DuplexStream, greeting: &'static str) -> std::io::Result<()> {
+    far.write_all(greeting.as_bytes()).await?;
+    let mut piece = vec![0; 16 << 10];
+    loop {
+        let count = far.read(&mut piece).await?;
+        if count == 0 {
+            far.write_all(b"that was all").await?;
+            return far.shutdown().await;
+        }
+        far.write_all(&piece[..count]).await?;
+    }
+}
+
+impl Fake {
+    /// A pipe to an echo; in the VDC `slow` the gate is told when it begins and when it is dropped.
+    fn pipe(&self, vdc: &str, greeting: &'static str) -> Pipe {
+        let (near, far) = tokio::io::duplex(16 << 10);
+        let dropped = (vdc == "slow").then(|| {
+            self.gate.entered.add_permits(1);
+            Dropped(Arc::clone(&self.gate))
+        });
+        // It ends with the pipe; how is seen by the client.
+        self.pipes.lock().expect("no test panics with it").spawn(async move {
+            drop(echo(far, greeting).await);
+            drop(dropped);
+        });
+        Box::new(near)
+    }
+}
+
+#[async_trait]
+impl WorkloadBackend for Fake {
+    async fn workload_run(&self, call: &Call, vdc: &str, request: WorkloadRun) -> Result<Items<RunEvent>, ApiError> {
+        self.note("workload_run", Some(call), &[&vdc, &request.image]);
+        let mut events = samples::run_events();
+        match request.image.as_str() {
+            "slow" => {
+                let gate = Arc::clone(&self.gate);
+                let last = async move {
+                    gate.pass().await;
+                    Ok(events.pop().expect("not empty"))
+                };
+                Ok(stream::once(last).boxed())
+            }
+            "ghost" => {
+                let error = ApiError::new(ErrorCode::ImageNotFound, "the registry does not have ghost");
+                Ok(stream::iter([Ok(events.swap_remove(0)), Err(error)]).boxed())
+            }
+            _ => Ok(items(events)),
+        }
+    }
+    async fn workload_list(&self, vdc: &str) -> Result<WorkloadList, ApiError> {
+        self.note("workload_list", None, &[&vdc]);
+        Ok(samples::workload_list())
+    }
+    async fn workload_show(&self, vdc: &str, workload: &str) -> Result<WorkloadView, ApiError> {
+        self.note("workload_show", None, &[&vdc, &workload]);
+        Ok(samples::workload())
+    }
+    async fn workload_start(&self, call: &Call, vdc: &str, workload: &str) -> Result<WorkloadView, ApiError> {
+        self.note("workload_start", Some(call), &[&vdc, &workload]);
+        Ok(samples::workload())
+    }
+    async fn workload_stop(
+        &self,
+        call: &Call,
+        vdc: &str,
+        workload: &str,
+        request: StopRequest,
+    ) -> Result<WorkloadView, ApiError> {
+        self.note("workload_stop", Some(call), &[&vdc, &workload, &request]);
+        Ok(samples::workload_ended())
+    }
+    async fn workload_signal(
+        &self,
+        call: &Call,
+        vdc: &str,
+        workload: &str,
+        request: SignalRequest,
+    ) -> Result<WorkloadView, ApiError> {
+        self.note("workload_signal", Some(call), &[&vdc, &workload, &request]);
+        Ok(samples::workload())
+    }
+    async fn workload_remove(
+        &self,
+        call: &Call,
+        vdc: &str,
+        workload: &str,
+        query: RemoveQuery,
+    ) -> Result<WorkloadRemoved, ApiError> {
+        self.note("workload_remove", Some(call), &[&vdc, &workload, &query]);
+        Ok(samples::workload_removed())
+    }
+    async fn workload_wait(&self, vdc: &str, workload: &str, query: WaitQuery) -> Result<Waited, ApiError> {
+        self.note("workload_wait", None, &[&vdc, &workload, &query]);
+        Ok(samples::waited())
+    }
+    async fn workload_logs(&self, vdc: &str, workload: &str, query: LogsQuery) -> Result<Items<LogEvent>, ApiError> {
+        self.note("workload_logs", None, &[&vdc, &workload, &query]);
+        Ok(items(samples::log_events()))
+    }
+    async fn workload_stats(
+        &self,
+        vdc: &str,
+        workload: &str,
+        query: StatsQuery,
+    ) -> Result<Items<StatsEvent>, ApiError> {
+        self.note("workload_stats", None, &[&vdc, &workload, &query]);
+        Ok(items(samples::stats_events()))
+    }
+    async fn workload_exec(&self, call: &Call, vdc: &str, workload: &str, r: ExecRequest) -> Result<Pipe, ApiError> {
+        self.note("workload_exec", Some(call), &[&vdc, &workload, &r.args]);
+        match workload {
+            "stopped" => Err(ApiError::new(ErrorCode::NotRunning, "stopped does not run")),
+            _ => Ok(self.pipe(vdc, "exec:")),
+        }
+    }
+    async fn workload_attach(
+        &self,
+        call: &Call,
+        vdc: &str,
+        workload: &str,
+        request: AttachRequest,
+    ) -> Result<Pipe, ApiError> {
+        self.note("workload_attach", Some(call), &[&vdc, &workload, &request]);
+        Ok(self.pipe(vdc, "attach:"))
+    }
+    async fn workload_copy(
+        &self,
+        call: &Call,
+        vdc: &str,
+        workload: &str,
+        request: CopyRequest,
+    ) -> Result<Pipe, ApiError> {
+        self.note("workload_copy", Some(call), &[&vdc, &workload, &request]);
+        Ok(self.pipe(vdc, "copy:"))
+    }
+    async fn capacity(&self, vdc: &str) -> Result<Capacity, ApiError> {
+        self.note("capacity", None, &[&vdc]);
+        Ok(samples::capacity())
+    }
+    async fn image_list(&self, vdc: &str) -> Result<ImageList, ApiError> {
+        self.note("image_list", None, &[&vdc]);
+        Ok(samples::image_list())
+    }
+    async fn image_pull(&self, call: &Call, vdc: &str, request: ImagePull) -> Result<Items<PullEvent>, ApiError> {
+        self.note("image_pull", Some(call), &[&vdc, &request.image]);
+        Ok(items(samples::pull_events()))
+    }
+    async fn image_tag(&self, call: &Call, vdc: &str, request: ImageTag) -> Result<ImageView, ApiError> {
+        self.note("image_tag", Some(call), &[&vdc, &request]);
+        Ok(samples::image())
+    }
+    async fn image_remove(&self, call: &Call, vdc: &str, image: &str) -> Result<ImagesFreed, ApiError> {
+        self.note("image_remove", Some(call), &[&vdc, &image]);
+        Ok(samples::images_freed())
+    }
+    async fn image_clean(&self, call: &Call, vdc: &str) -> Result<ImagesFreed, ApiError> {
+        self.note("image_clean", Some(call), &[&vdc]);
+        Ok(samples::images_freed())
     }
 }

@@ -11,7 +11,8 @@ mod tests {
     use std::time::Duration;
 
     use serde_json::{Value, json};
-    use vdc_api::{ErrorCode, Reply, endpoint};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use vdc_api::{ErrorCode, Reply, STREAM_PROTOCOL, endpoint};
 
     use crate::client::Sse;
     use crate::fake::{Daemon, limits};
@@ -24,6 +25,10 @@ mod tests {
             "connect" => json!({"address": "203.0.113.7:7300"}),
             "site_add" => json!({"name": "lisbon"}),
             "exposure_change" => json!({"add": ["80"]}),
+            "workload_run" | "image_pull" => json!({"image": "debian:12"}),
+            "workload_signal" => json!({"signal": "HUP"}),
+            "workload_copy" => json!({"direction": "out", "path": "/etc"}),
+            "image_tag" => json!({"image": "debian:12", "tag": "localhost/base:1"}),
             _ => Value::Null,
         }
     }
@@ -31,6 +36,7 @@ mod tests {
     fn path_for(operation: &endpoint::Operation) -> String {
         let path = operation.path.replace("{vdc}", "acme").replace("{node}", "berlin1.berlin");
         let path = path.replace("{invite}", "3f3f").replace("{block}", "e7e7");
+        let path = path.replace("{workload}", "web").replace("{image}", "debian%3A12");
         match operation.id {
             "ping" => path + "?target=berlin1&count=3",
             "explain" => path + "?source=a&destination=b&flow=80",
@@ -45,6 +51,14 @@ mod tests {
             let body = body_for(operation.id);
             let body = if body.is_null() { String::new() } else { body.to_string() };
             let client = daemon.client().await;
+            if operation.reply == Reply::Upgrade {
+                let mut upgrade = client.upgrade(&path_for(operation), &body).await.expect(operation.id);
+                assert_eq!(upgrade.headers["upgrade"], STREAM_PROTOCOL, "{}", operation.id);
+                assert!(upgrade.headers.contains_key("x-request-id"), "{}", operation.id);
+                let mut greeting = [0; 5];
+                upgrade.pipe.read_exact(&mut greeting).await.expect(operation.id);
+                continue;
+            }
             let answer = client.send(operation.method.as_str(), &path_for(operation), &body).await;
             assert_eq!(answer.status, 200, "{}: {}", operation.id, answer.text());
             assert!(answer.header("x-request-id").is_some_and(|id| id.len() == 15), "{}", operation.id);
@@ -55,7 +69,7 @@ mod tests {
                     assert_eq!(answer.header("content-type"), Some("text/event-stream"));
                     assert!(!Sse::parse(&answer.text()).is_empty(), "{}", operation.id);
                 }
-                Reply::Text => {}
+                Reply::Text | Reply::Upgrade => {}
             }
         }
         let called: BTreeSet<String> = daemon.calls().iter().map(|call| call.operation.to_owned()).collect();
@@ -90,7 +104,7 @@ mod tests {
         for operation in endpoint::ALL {
             let client = daemon.client().await;
             let answer = client.send(operation.method.as_str(), &path_for(operation), "").await;
-            if operation.method.changes() {
+            if operation.is_guarded() {
                 let error = answer.error(403, ErrorCode::PermissionDenied);
                 assert!(error.hint.expect("it says what to do").contains("group meshd-test"), "{}", operation.id);
             } else {
@@ -98,6 +112,47 @@ mod tests {
             }
         }
         assert!(daemon.calls().iter().all(|call| call.call.is_none()), "no change reached the daemon");
+    }
+
+    #[tokio::test]
+    async fn calls_for_other_nodes_are_carried_and_answered_there() {
+        let daemon = Daemon::start().await;
+        let list = "/v1/vdcs/acme/workloads";
+        let answer = daemon.client().await.send("GET", &format!("{list}?on=berlin1"), "").await;
+        assert_eq!(answer.json::<vdc_api::WorkloadList>(), vdc_api::samples::workload_list());
+        let stream = "/v1/vdcs/acme/workloads/web/logs?follow=true&on=site%3Dberlin";
+        let answer = daemon.client().await.send("GET", stream, "").await;
+        assert_eq!(Sse::parse(&answer.text()).len(), vdc_api::samples::log_events().len());
+        let local = daemon.client().await.send("GET", &format!("{list}?on=here"), "").await;
+        assert_eq!(local.status, 200);
+        let away = daemon.client().await.send("GET", &format!("{list}?on=away"), "").await;
+        away.error(502, ErrorCode::RemoteUnreachable);
+        daemon.client().await.send("GET", &format!("{list}?on="), "").await.error(400, ErrorCode::BadRequest);
+        // Elsewhere it means nothing, and queries refuse what they do not know.
+        daemon.client().await.send("GET", "/v1/status?on=berlin1", "").await.error(400, ErrorCode::BadRequest);
+        let asked: Vec<String> =
+            daemon.calls().iter().filter(|c| c.operation == "remote").map(|c| c.arguments.clone()).collect();
+        assert_eq!(asked, ["acme berlin1", "acme site=berlin", "acme here", "acme away"]);
+    }
+
+    #[tokio::test]
+    async fn other_nodes_may_ask_for_workloads_only_and_only_with_the_right() {
+        let daemon = Daemon::start().await;
+        for (missing, path, expected) in [
+            (false, "/v1/vdcs/lab/workloads", 200),
+            (false, "/v1/vdcs/lab/images", 200),
+            (false, "/v1/vdcs/lab/nodes", 403),
+            (false, "/v1/status", 403),
+            (false, "/v1/vdcs/lab/workloads?on=berlin1", 403),
+            (true, "/v1/vdcs/lab/workloads", 403),
+        ] {
+            let answer = daemon.ask_as_node(missing, path).await;
+            assert!(answer.starts_with(&format!("HTTP/1.1 {expected} ")), "{path}: {answer}");
+            assert_eq!(answer.contains("remote-refused"), expected == 403, "{path}: {answer}");
+        }
+        let calls = daemon.calls();
+        let listed = calls.iter().find(|call| call.operation == "workload_list").expect("asked");
+        assert_eq!(listed.arguments, "acme", "the VDC is the one whose member asks, whatever it calls it");
     }
 
     #[tokio::test]
@@ -296,6 +351,129 @@ mod tests {
             );
         }
         assert_eq!(daemon.client().await.send("GET", "/v1/version", "").await.status, 200);
+    }
+
+    const EXEC: &str = "/v1/vdcs/acme/workloads/web/exec";
+    const SLOW_EXEC: &str = "/v1/vdcs/slow/workloads/web/exec";
+
+    async fn read_all(pipe: &mut (impl AsyncReadExt + Unpin)) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        pipe.read_to_end(&mut bytes).await.expect("an end in good order");
+        bytes
+    }
+
+    #[tokio::test]
+    async fn upgraded_connection_carries_bytes_both_ways_to_both_ends() {
+        let daemon = Daemon::start().await;
+        let upgrade = daemon.client().await.upgrade(EXEC, r#"{"args":["cat"]}"#).await.expect("switched");
+        let (mut from, mut to) = tokio::io::split(upgrade.pipe);
+        // More than all buffers on the way hold, so that it must flow.
+        let sent: Vec<u8> = (0_u32..1 << 20).map(|n| n.to_le_bytes()[0]).collect();
+        let write = async {
+            to.write_all(&sent).await.expect("it is read");
+            // The end of one direction arrives, and the other direction goes on.
+            to.shutdown().await.expect("half of it closes");
+        };
+        let ((), received) = tokio::join!(write, read_all(&mut from));
+        assert_eq!(received, [b"exec:".as_slice(), &sent, b"that was all"].concat());
+        let call = daemon.calls().pop().expect("noted");
+        assert_eq!(call.arguments, r#"acme web ["cat"]"#);
+        assert!(call.call.is_some(), "it counts as a change");
+    }
+
+    #[tokio::test]
+    async fn client_that_hangs_up_ends_its_pipe() {
+        let daemon = Daemon::start().await;
+        let upgrade = daemon.client().await.upgrade(SLOW_EXEC, "{}").await.expect("switched");
+        daemon.gate.entered().await;
+        drop(upgrade);
+        daemon.gate.dropped().await;
+    }
+
+    #[tokio::test]
+    async fn operation_that_needs_the_connection_says_so() {
+        let daemon = Daemon::start().await;
+        for operation in endpoint::ALL.iter().filter(|operation| operation.reply == Reply::Upgrade) {
+            let body = body_for(operation.id);
+            let body = if body.is_null() { String::new() } else { body.to_string() };
+            let answer = daemon.client().await.send("POST", &path_for(operation), &body).await;
+            let error = answer.error(426, ErrorCode::UpgradeRequired);
+            assert!(error.hint.expect("it says how").contains(STREAM_PROTOCOL), "{}", operation.id);
+        }
+        let other = format!(
+            "POST {EXEC} HTTP/1.1\r\nhost: meshd\r\nconnection: upgrade\r\nupgrade: websocket\r\ncontent-length: 0\r\n\r\n"
+        );
+        // The connection goes on as HTTP; the second request ends it.
+        let last = "GET /v1/version HTTP/1.1\r\nhost: meshd\r\nconnection: close\r\n\r\n";
+        let answer = daemon.raw(format!("{other}{last}").as_bytes()).await;
+        assert!(answer.starts_with("HTTP/1.1 426"), "{answer}");
+        assert!(daemon.calls().iter().all(|call| call.operation == "version"), "nothing was begun");
+    }
+
+    #[tokio::test]
+    async fn refused_upgrade_is_an_answer_like_any_other() {
+        let daemon = Daemon::start().await;
+        let refused = daemon.client().await.upgrade("/v1/vdcs/-/workloads/stopped/exec", "{}").await;
+        refused.expect_err("it does not run").error(409, ErrorCode::NotRunning);
+        let refused = daemon.client().await.upgrade(EXEC, r#"{"arg":[]}"#).await.expect_err("misspelt");
+        assert_eq!(refused.error(400, ErrorCode::BadRequest).field.as_deref(), Some("arg"));
+        let strangers = Daemon::start_with(|config| config.access.uids = vec![]).await;
+        let refused = strangers.client().await.upgrade(EXEC, "{}").await.expect_err("a stranger");
+        refused.error(403, ErrorCode::PermissionDenied);
+    }
+
+    #[tokio::test]
+    async fn pipes_are_counted_apart_from_requests() {
+        let daemon = Daemon::start_with(|config| {
+            config.limits.requests_max = 1;
+            config.limits.upgrades_max = 1;
+        })
+        .await;
+        let held = daemon.client().await.upgrade(SLOW_EXEC, "{}").await.expect("the first one");
+        assert_eq!(daemon.client().await.send("GET", "/v1/version", "").await.status, 200, "a pipe is no request");
+        let refused = daemon.client().await.upgrade(EXEC, "{}").await.expect_err("one too many");
+        refused.error(503, ErrorCode::Busy);
+        drop(held);
+        daemon.gate.dropped().await;
+        // The place is free a moment after the pipe was dropped.
+        loop {
+            match daemon.client().await.upgrade(EXEC, "{}").await {
+                Ok(_) => break,
+                Err(refused) => drop(refused.error(503, ErrorCode::Busy)),
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn shutdown_ends_pipes() {
+        let daemon = Daemon::start().await;
+        let mut upgrade = daemon.client().await.upgrade(SLOW_EXEC, "{}").await.expect("switched");
+        daemon.gate.entered().await;
+        daemon.shutdown.cancel();
+        let mut received = Vec::new();
+        // How it ends is the client's to judge: there was no last word.
+        drop(upgrade.pipe.read_to_end(&mut received).await);
+        assert!(b"exec:".starts_with(&received));
+        daemon.gate.dropped().await;
+        daemon.stopped().await;
+    }
+
+    #[tokio::test]
+    async fn run_goes_on_without_its_client_and_tells_why_it_failed() {
+        let daemon = Daemon::start().await;
+        let path = "/v1/vdcs/acme/workloads";
+        tokio::select! {
+            _ = daemon.client().await.send("POST", path, r#"{"image":"slow"}"#) => panic!("it is held back"),
+            () = daemon.gate.entered() => {}
+        }
+        daemon.gate.open();
+        daemon.gate.finished().await;
+        let answer = daemon.client().await.send("POST", path, r#"{"image":"ghost"}"#).await;
+        let events = Sse::parse(&answer.text());
+        assert_eq!(events.last().expect("an end").error().code, ErrorCode::ImageNotFound);
+        let answer = daemon.client().await.send("POST", path, r#"{"image":"debian:12"}"#).await;
+        let events: Vec<vdc_api::RunEvent> = Sse::parse(&answer.text()).iter().map(Sse::item).collect();
+        assert_eq!(events, vdc_api::samples::run_events());
     }
 
     #[tokio::test]

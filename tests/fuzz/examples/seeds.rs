@@ -135,6 +135,15 @@ fn image() -> std::io::Result<()> {
         "image-reference",
         &["debian", "localhost:5000/a/b:1", "[::1]:5000/a", &format!("a.example/x__y/z:v1@{ABC}")],
         &["", "a//b", "Debian", "a:", "a@sha256:00", "http://a.example/b", "a..b"],
+    )?;
+    text(
+        "www-authenticate",
+        &[
+            r#"Bearer realm="https://auth.example/token",service="registry.example",scope="repository:a/b:pull""#,
+            r#"Basic realm="with \"quotes\" and \\""#,
+            "Negotiate YWJj==, Basic realm=x , Digest",
+        ],
+        &["", "realm=x", "Basic realm=\"x", "Basic realm=x, realm=y", "Basic a=b c", "Bearer \"x\""],
     )
 }
 

@@ -6,7 +6,7 @@ use std::path::Path;
 use workloads_image::archive::Archive;
 use workloads_image::manifest::{self, Document, Platform};
 use workloads_image::tar::{Entry, Kind, Tar};
-use workloads_image::{config, decompress};
+use workloads_image::{challenge, config, decompress};
 
 /// As much of a layer is looked at: the search wants many small inputs, and a bomb is the unpacker's to stop.
 const PLAIN_BYTES_MAX: u64 = 1 << 20;
@@ -91,4 +91,16 @@ pub(crate) fn archive(bytes: &[u8]) -> bool {
     Archive::scan(Path::new("archive"), bytes, size)
         .and_then(|archive| archive.images())
         .is_ok_and(|images| !images.is_empty())
+}
+
+/// How a registry wants to be told who asks. What is read is written so that it reads the same.
+pub(crate) fn challenges(bytes: &[u8]) -> bool {
+    let Ok(field) = std::str::from_utf8(bytes) else { return false };
+    let Ok(challenges) = challenge::parse(field) else { return false };
+    let written = challenges.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    // Quotes and commas may make the longest fields too long.
+    if written.len() <= challenge::FIELD_BYTES_MAX {
+        assert!(challenge::parse(&written).as_ref() == Ok(&challenges), "{field:?} is written {written:?}");
+    }
+    !challenges.is_empty()
 }

@@ -61,6 +61,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "shim-exit", run: shim_message::<message::Exit> },
     Target { name: "stream-frame", run: stream_frame },
     Target { name: "sync-message", run: |bytes| canonical(bytes, sync::Message::decode, sync::Message::encode) },
+    Target { name: "www-authenticate", run: image::challenges },
 ];
 
 /// The target of that name.

@@ -8,14 +8,14 @@ use utoipa::openapi::{RefOr, Schema};
 use utoipa::{IntoParams, PartialSchema, ToSchema};
 
 use crate::{
-    AttachRequest, BlockCreate, BlockList, BlockView, ConnectRequest, Connected, CopyRequest, EventList, EventView,
-    EventsQuery, ExecRequest, ExplainQuery, Explanation, ExposureChange, ExposureList, ExposureView, GrantChange,
-    Health, ImageList, ImagePull, ImageTag, ImageView, ImagesFreed, InviteCreate, InviteCreated, InviteList,
-    InviteView, IssuedList, IssuedQuery, JoinEvent, JoinRequest, LeaveRequest, Left, LogEvent, LogsQuery, NodeList,
-    NodeRevoke, NodeRevoked, NodeView, PeerList, PingEvent, PingQuery, PullEvent, RemoveQuery, Renewed, RunEvent,
-    SignalRequest, SiteAdd, SiteAdded, SiteList, StatsEvent, StatsQuery, Status, StatusQuery, StopRequest, VdcCreate,
-    VdcCreated, VdcList, VdcRecover, VdcRecovered, VdcView, Version, WaitQuery, Waited, WorkloadList, WorkloadRemoved,
-    WorkloadRun, WorkloadView,
+    AttachRequest, BlockCreate, BlockList, BlockView, Capacity, ConnectRequest, Connected, CopyRequest, EventList,
+    EventView, EventsQuery, ExecRequest, ExplainQuery, Explanation, ExposureChange, ExposureList, ExposureView,
+    GrantChange, Health, ImageList, ImagePull, ImageTag, ImageView, ImagesFreed, InviteCreate, InviteCreated,
+    InviteList, InviteView, IssuedList, IssuedQuery, JoinEvent, JoinRequest, LeaveRequest, Left, LogEvent, LogsQuery,
+    NodeList, NodeRevoke, NodeRevoked, NodeView, PeerList, PingEvent, PingQuery, PullEvent, RemoveQuery, Renewed,
+    RunEvent, SignalRequest, SiteAdd, SiteAdded, SiteList, StatsEvent, StatsQuery, Status, StatusQuery, StopRequest,
+    VdcCreate, VdcCreated, VdcList, VdcRecover, VdcRecovered, VdcView, Version, WaitQuery, Waited, WorkloadList,
+    WorkloadRemoved, WorkloadRun, WorkloadView,
 };
 
 /// How an operation is called.
@@ -136,6 +136,23 @@ pub struct Operation {
     pub(crate) parameters: Option<fn() -> Vec<Parameter>>,
     pub(crate) body: Option<fn() -> NamedSchema>,
     pub(crate) response: fn() -> NamedSchema,
+}
+
+impl Operation {
+    /// Whether another node may ask for it, with the right and this node's consent: workloads and images, and what it takes
+    /// to choose a node for them. Nothing that changes who belongs to a VDC or may do what.
+    #[must_use]
+    pub fn is_remote(&self) -> bool {
+        ["/v1/vdcs/{vdc}/workloads", "/v1/vdcs/{vdc}/images", "/v1/vdcs/{vdc}/capacity"]
+            .iter()
+            .any(|prefix| self.path.starts_with(prefix))
+    }
+
+    /// Whether it needs permission: it changes something, or shows what workloads were told and what they say.
+    #[must_use]
+    pub fn is_guarded(&self) -> bool {
+        self.method.changes() || self.path.starts_with("/v1/vdcs/{vdc}/workloads")
+    }
 }
 
 /// A type's schema, and those of the types in it.
@@ -292,6 +309,8 @@ endpoints! {
     WORKLOAD_ATTACH = workload_attach: Post "/v1/vdcs/{vdc}/workloads/{workload}/attach", AttachRequest => Upgrade String;
     /// Copy files out of a workload or into it
     WORKLOAD_COPY = workload_copy: Post "/v1/vdcs/{vdc}/workloads/{workload}/copy", CopyRequest => Upgrade String;
+    /// What this node has left for workloads
+    CAPACITY = capacity: Get "/v1/vdcs/{vdc}/capacity" => Json Capacity;
     /// The images of this node
     IMAGE_LIST = image_list: Get "/v1/vdcs/{vdc}/images" => Json ImageList;
     /// Get an image

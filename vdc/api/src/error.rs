@@ -58,6 +58,10 @@ pub enum ErrorCode {
     ProgramNotFound,
     /// The program cannot be executed.
     ProgramNotExecutable,
+    /// The other node does not let this one do that: the right, its consent or the operation is missing.
+    RemoteRefused,
+    /// The other node does not answer over the infra plane.
+    RemoteUnreachable,
     /// The state directory is full or cannot be written.
     Storage,
     /// The operating system does not let the daemon do what is needed (no TUN, no nftables, port in use).
@@ -85,7 +89,11 @@ impl ErrorCode {
             | Self::UnknownUser
             | Self::ProgramNotFound
             | Self::ProgramNotExecutable => 400,
-            Self::PermissionDenied | Self::Refused | Self::OwnerKeyNeeded | Self::RegistryDenied => 403,
+            Self::PermissionDenied
+            | Self::Refused
+            | Self::OwnerKeyNeeded
+            | Self::RegistryDenied
+            | Self::RemoteRefused => 403,
             Self::NotFound | Self::ImageNotFound => 404,
             Self::MethodNotAllowed => 405,
             Self::Conflict
@@ -101,7 +109,7 @@ impl ErrorCode {
             Self::UnsupportedMediaType => 415,
             Self::UpgradeRequired => 426,
             Self::Internal | Self::System | Self::Unknown => 500,
-            Self::Unreachable | Self::RegistryUnreachable => 502,
+            Self::Unreachable | Self::RegistryUnreachable | Self::RemoteUnreachable => 502,
             Self::Busy | Self::Unavailable => 503,
             Self::Timeout => 504,
             Self::Storage => 507,
@@ -140,6 +148,8 @@ impl ErrorCode {
             Self::NotRunning => "not-running",
             Self::ProgramNotFound => "program-not-found",
             Self::ProgramNotExecutable => "program-not-executable",
+            Self::RemoteRefused => "remote-refused",
+            Self::RemoteUnreachable => "remote-unreachable",
             Self::Storage => "storage",
             Self::System => "system",
             Self::Busy => "busy",
@@ -271,6 +281,8 @@ mod tests {
             ErrorCode::NotRunning,
             ErrorCode::ProgramNotFound,
             ErrorCode::ProgramNotExecutable,
+            ErrorCode::RemoteRefused,
+            ErrorCode::RemoteUnreachable,
             ErrorCode::Storage,
             ErrorCode::System,
             ErrorCode::Busy,

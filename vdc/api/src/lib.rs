@@ -65,7 +65,7 @@ pub use status::{DataPathView, DnsState, DnsView, ListenView, RosterView, Status
 pub use time::{parse_rfc3339, rfc3339, rfc3339_ns};
 pub use vdc::{NotServedView, RecoveryKey, VdcCreate, VdcCreated, VdcList, VdcView};
 pub use workload::{
-    AttachRequest, CopyDirection, CopyRequest, DegradedView, ExecRequest, ExitReason, ExitView, HealthSpec,
+    AttachRequest, Capacity, CopyDirection, CopyRequest, DegradedView, ExecRequest, ExitReason, ExitView, HealthSpec,
     HealthStatus, LogEvent, LogStream, LogsQuery, Phase, PullPolicy, PullProgress, RegistryAccess, RemoveQuery,
     RestartPolicy, RunEvent, SignalRequest, StatsEvent, StatsQuery, StopRequest, TerminalSize, WAIT_S_MAX, WaitQuery,
     Waited, WorkloadList, WorkloadRemoved, WorkloadRun, WorkloadView,

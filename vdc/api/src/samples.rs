@@ -1,14 +1,16 @@
 //! One value of every response, as a three-site VDC would give it: for the tests of servers and clients.
 
 use crate::{
-    Addresses, BlockList, BlockView, CandidateView, Connected, ControlLinkView, DataPathView, DnsState, DnsView,
-    EventList, EventView, ExplainStep, Explanation, ExposedWorkload, ExposureList, ExposureView, Health, HealthState,
-    InviteCreated, InviteList, InviteState, InviteView, IssuedList, IssuedView, JoinEvent, Joined, Left, LinkState,
-    LinkView, ListenView, MembershipView, NodeList, NodeRevoked, NodeView, NotServedView, PartyKind, PartyView,
-    PathKind, PathView, PeerList, PeerView, PingEvent, Problem, ProblemCode, ProblemSeverity, Reachability,
-    ReachabilityVerdict, RecordView, RecoveryKey, RedemptionView, Renewed, RosterView, Severity, SiteAdded, SiteList,
-    SiteView, Standing, Status, StepState, StepVerdict, StepView, VdcCreated, VdcList, VdcRecovered, VdcStatus,
-    VdcView, Version,
+    Addresses, BlockList, BlockView, CandidateView, Connected, ControlLinkView, DataPathView, DegradedView, DnsState,
+    DnsView, EventList, EventView, ExitReason, ExitView, ExplainStep, Explanation, ExposedWorkload, ExposureList,
+    ExposureView, Health, HealthSpec, HealthState, HealthStatus, ImageList, ImageView, ImagesFreed, InviteCreated,
+    InviteList, InviteState, InviteView, IssuedList, IssuedView, JoinEvent, Joined, Left, LinkState, LinkView,
+    ListenView, LogEvent, LogStream, MembershipView, NodeList, NodeRevoked, NodeView, NotServedView, PartyKind,
+    PartyView, PathKind, PathView, PeerList, PeerView, Phase, PingEvent, Problem, ProblemCode, ProblemSeverity,
+    PullEvent, PullProgress, Reachability, ReachabilityVerdict, RecordView, RecoveryKey, RedemptionView, Renewed,
+    RestartPolicy, RosterView, RunEvent, Severity, SiteAdded, SiteList, SiteView, Standing, StatsEvent, Status,
+    StepState, StepVerdict, StepView, VdcCreated, VdcList, VdcRecovered, VdcStatus, VdcView, Version, Waited,
+    WorkloadList, WorkloadRemoved, WorkloadRun, WorkloadView,
 };
 
 #[must_use]
@@ -618,4 +620,200 @@ pub fn event_list() -> EventList {
 #[must_use]
 pub fn metrics() -> String {
     "# HELP meshd_up Whether the daemon runs.\n# TYPE meshd_up gauge\nmeshd_up 1\n# EOF\n".into()
+}
+
+/// A container that runs, with a limit that its node cannot keep.
+#[must_use]
+pub fn workload() -> WorkloadView {
+    let spec = WorkloadRun {
+        image: "registry.example:5000/nginx:1".into(),
+        name: Some("web".into()),
+        command: vec!["nginx".into(), "-g".into(), "daemon off;".into()],
+        env: vec!["MODE=fast".into()],
+        ports: vec!["80/tcp".into()],
+        publish: vec!["8080:80".into()],
+        volumes: vec!["data:/data".into()],
+        memory_bytes: Some(256 << 20),
+        cpu_millis: Some(1_500),
+        restart: RestartPolicy::Always,
+        health: Some(HealthSpec {
+            args: vec!["/bin/sh".into(), "-c".into(), "nginx -t".into()],
+            interval_ms: 30_000,
+            timeout_ms: 5_000,
+            retries: 3,
+            start_period_ms: 0,
+        }),
+        ..WorkloadRun::default()
+    };
+    WorkloadView {
+        id: "4f1c".repeat(8),
+        name: "web".into(),
+        node: "berlin1".into(),
+        site: "berlin".into(),
+        fqdn: Some("web.berlin.acme.internal".into()),
+        addresses: vec!["fd5a:3c71:9e02:2:a1b2:c3d2:4f1c:1".into(), "10.64.32.81".into()],
+        manifest: format!("sha256:{}", "6e".repeat(32)),
+        phase: Phase::Running,
+        reason: "its program runs".into(),
+        since: "2026-03-01T12:00:00Z".into(),
+        next_retry: None,
+        pid: Some(4_711),
+        exit: None,
+        restarts: 1,
+        health: HealthStatus::Healthy,
+        degraded: vec![DegradedView { what: "memory limit".into(), why: "the controller memory is not there".into() }],
+        created_at: "2026-03-01T11:50:00Z".into(),
+        spec,
+    }
+}
+
+/// A container that was killed for want of memory.
+#[must_use]
+pub fn workload_ended() -> WorkloadView {
+    WorkloadView {
+        id: "b7d2".repeat(8),
+        name: "job".into(),
+        fqdn: Some("job.berlin.acme.internal".into()),
+        phase: Phase::Exited,
+        reason: "out of memory".into(),
+        pid: None,
+        exit: Some(exit()),
+        restarts: 0,
+        health: HealthStatus::None,
+        degraded: vec![],
+        spec: WorkloadRun { image: "debian:12".into(), name: Some("job".into()), ..WorkloadRun::default() },
+        ..workload()
+    }
+}
+
+fn exit() -> ExitView {
+    ExitView {
+        code: 137,
+        signal: Some(9),
+        oom_killed: true,
+        at: "2026-03-01T12:01:00Z".into(),
+        cause: ExitReason::Process,
+    }
+}
+
+#[must_use]
+pub fn workload_list() -> WorkloadList {
+    WorkloadList { workloads: vec![workload_ended(), workload()] }
+}
+
+fn progress(layers_done: u32, bytes_done: u64) -> PullProgress {
+    PullProgress { layers_done, layers_total: 2, bytes_done, bytes_total: 48_000_000 }
+}
+
+/// A run from its first to its last event.
+#[must_use]
+pub fn run_events() -> Vec<RunEvent> {
+    let view = workload();
+    vec![
+        RunEvent::Pulling(progress(0, 16_000_000)),
+        RunEvent::Pulling(progress(2, 48_000_000)),
+        RunEvent::Created { id: view.id.clone(), name: view.name.clone() },
+        RunEvent::Started(Box::new(view)),
+    ]
+}
+
+#[must_use]
+pub fn workload_removed() -> WorkloadRemoved {
+    let WorkloadView { id, name, .. } = workload();
+    WorkloadRemoved { id, name }
+}
+
+#[must_use]
+pub fn waited() -> Waited {
+    Waited { exit: Some(exit()) }
+}
+
+/// Two lines of one moment, one of the other output, and one that is not text.
+#[must_use]
+pub fn log_events() -> Vec<LogEvent> {
+    let line = |at: &str, stream, text: &str| LogEvent::Line {
+        at: format!("2026-03-01T12:00:{at}Z"),
+        stream,
+        text: text.into(),
+        base64: None,
+    };
+    vec![
+        LogEvent::Gap { records: 12 },
+        line("01.000000000", LogStream::Stdout, "ready\n"),
+        line("01.000000000", LogStream::Stdout, "ready\n"),
+        line("02.500000000", LogStream::Stderr, "warning: no config\n"),
+        LogEvent::Line {
+            at: "2026-03-01T12:00:03.000000001Z".into(),
+            stream: LogStream::Stdout,
+            text: String::new(),
+            base64: Some("/wAK".into()),
+        },
+    ]
+}
+
+/// Two looks, a second apart, in which half a processor was used.
+#[must_use]
+pub fn stats_events() -> Vec<StatsEvent> {
+    let look = |second: u64| StatsEvent {
+        at: format!("2026-03-01T12:00:{second:02}.000000000Z"),
+        cpu_ns: 2_000_000_000 + second * 500_000_000,
+        memory_bytes: 24 << 20,
+        memory_bytes_max: 31 << 20,
+        pids: 3,
+        oom_kills: 0,
+        received_bytes: 90_112,
+        sent_bytes: 512 * second,
+    };
+    vec![look(1), look(2)]
+}
+
+/// A pull from its first to its last event.
+#[must_use]
+pub fn pull_events() -> Vec<PullEvent> {
+    vec![
+        PullEvent::Progress(progress(0, 16_000_000)),
+        PullEvent::Progress(progress(2, 48_000_000)),
+        PullEvent::Done(image()),
+    ]
+}
+
+#[must_use]
+pub fn image() -> ImageView {
+    ImageView {
+        names: vec!["registry.example:5000/nginx:1".into()],
+        manifest: format!("sha256:{}", "6e".repeat(32)),
+        size_bytes: 142_000_000,
+        layers: 2,
+        created_at: Some("2026-02-20T08:00:00Z".into()),
+        in_use: 1,
+    }
+}
+
+#[must_use]
+pub fn image_list() -> ImageList {
+    let nameless = ImageView {
+        names: vec![],
+        manifest: format!("sha256:{}", "0d".repeat(32)),
+        created_at: None,
+        in_use: 0,
+        ..image()
+    };
+    ImageList { images: vec![image(), nameless] }
+}
+
+#[must_use]
+pub fn images_freed() -> ImagesFreed {
+    ImagesFreed { names: vec!["registry.example:5000/nginx:1".into()], layers: 2, bytes: 142_000_000 }
+}
+
+/// What a node has left.
+#[must_use]
+pub fn capacity() -> crate::Capacity {
+    crate::Capacity {
+        node: "berlin1.berlin".into(),
+        processors: 8,
+        memory_bytes: 16 << 30,
+        memory_free_bytes: 11 << 30,
+        running: 3,
+    }
 }

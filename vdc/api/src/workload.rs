@@ -343,6 +343,18 @@ pub struct StatsEvent {
     pub sent_bytes: u64,
 }
 
+/// What a node has left for workloads.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Capacity {
+    /// `NODE.SITE`.
+    pub node: String,
+    pub processors: u32,
+    pub memory_bytes: u64,
+    pub memory_free_bytes: u64,
+    /// Workloads that run.
+    pub running: u32,
+}
+
 /// Rows and columns of a terminal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]

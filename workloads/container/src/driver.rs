@@ -272,8 +272,9 @@ impl Driver {
             None
         };
         let base = id_map.as_ref().map(|_| request.uid_base);
-        // The container's root passes by its group; what lies here is the host's.
-        rootfs::make_directory(&place.run, 0o710)?;
+        // The container's root passes by its group; what lies here is the host's. It may also open the directory: the library
+        // that mounts does so to learn whether the kernel has openat2, and walks every path by hand where it may not.
+        rootfs::make_directory(&place.run, 0o750)?;
         chown(&place.run, Some(0), Some(base.unwrap_or(0))).at("give the run directory its group")?;
         fs::write(place.run.join("generation"), request.generation.to_string()).at("note the generation")?;
         if request.remove {

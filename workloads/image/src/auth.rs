@@ -3,6 +3,7 @@
 //! Nothing is told before a registry wants to know it, and then to that registry or, over no worse a connection, to the
 //! token server that it names.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -13,7 +14,6 @@ use data_encoding::BASE64;
 use hyper::Method;
 use hyper::header::{self, HeaderMap, HeaderValue};
 use serde::Deserialize;
-use std::collections::BTreeMap;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::process::Command;
 use tokio::sync::Mutex;
@@ -414,4 +414,61 @@ fn encode(pairs: &[(&str, &str)]) -> String {
         }
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_of_files_are_names_however_old_they_are() {
+        for (key, expected) in [
+            ("https://index.docker.io/v1/", "docker.io"),
+            ("docker.io", "docker.io"),
+            ("registry-1.docker.io", "docker.io"),
+            ("https://registry.example:5000", "registry.example:5000"),
+            ("http://registry.example/v2/", "registry.example"),
+            ("registry.example/team", "registry.example/team"),
+            ("docker.io/team", "docker.io/team"),
+        ] {
+            assert_eq!(plain_key(key), expected, "{key}");
+        }
+    }
+
+    #[test]
+    fn closest_name_comes_first() {
+        let reference: Reference = "a.example/b/c:1".parse().expect("a name");
+        let login = Login::new(&reference, None, Vec::new());
+        assert_eq!(login.names(), ["a.example/b/c", "a.example/b", "a.example"]);
+    }
+
+    #[test]
+    fn entries_of_files_are_read_in_all_their_forms() {
+        let user = |username: &str, password: &str| {
+            Some(Known::User(Credentials { username: username.to_owned(), password: password.to_owned() }))
+        };
+        for (entry, expected) in [
+            (r#"{"auth":"dTpwOnE="}"#, user("u", "p:q")),
+            (r#"{"auth":"dTpwAA=="}"#, user("u", "p")),
+            (r#"{"username":"u","password":"p"}"#, user("u", "p")),
+            (r#"{"auth":"dTpw","identitytoken":"t"}"#, Some(Known::Identity("t".to_owned()))),
+            (r#"{"auth":"dXA="}"#, None),
+            (r#"{"auth":"?"}"#, None),
+            (r#"{"auth":"/////w=="}"#, None),
+        ] {
+            let entry: Entry = serde_json::from_str(entry).expect("an entry");
+            assert!(entry.known() == expected, "{}", entry.auth);
+        }
+    }
+
+    #[test]
+    fn passwords_are_not_in_debug_output() {
+        let credentials = Credentials { username: "anna".to_owned(), password: "geheim".to_owned() };
+        assert_eq!(format!("{credentials:?}"), "Credentials { username: \"anna\", .. }");
+    }
+
+    #[test]
+    fn forms_keep_their_parts_apart() {
+        assert_eq!(encode(&[("a", "b&c=d"), ("e", "ä +/:")]), "a=b%26c%3Dd&e=%C3%A4%20%2B/:");
+    }
 }

@@ -3,7 +3,7 @@
 use std::fmt;
 
 /// Longest field that is read.
-const FIELD_BYTES_MAX: usize = 8_192;
+pub const FIELD_BYTES_MAX: usize = 8_192;
 /// Most challenges of a field.
 const CHALLENGES_MAX: usize = 16;
 /// Most parameters of a challenge.

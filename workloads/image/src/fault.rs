@@ -83,7 +83,7 @@ pub(crate) enum Fault {
         #[source]
         source: io::Error,
     },
-    #[error("did not let {at} connect within {} s", .waited.as_secs_f32())]
+    #[error("could not be connected to at {at} within {} s", .waited.as_secs_f32())]
     ConnectTime { at: String, waited: Duration },
     #[error("could not be talked to over TLS at {at}")]
     Tls {
@@ -136,6 +136,8 @@ pub(crate) enum Fault {
     NotFound { said: Said },
     #[error("refused it to {whom}: {status}{said}")]
     Denied { status: u16, whom: &'static str, said: Said },
+    #[error("redirected to {at}, which wants to know who asks: that is told to the registry only")]
+    Elsewhere { at: String },
     #[error("wants a proof of who asks that it does not name or that is not known here: {challenge:?}")]
     Challenge { challenge: String },
     #[error("sent here for a token: {at}, which refused one to {whom}: {status}{said}")]
@@ -189,7 +191,8 @@ impl Trust {
         match error.get_ref().and_then(|inner| inner.downcast_ref::<Error>()) {
             Some(Error::InvalidMessage(InvalidMessage::InvalidContentType)) => Self::NotTls,
             Some(Error::InvalidCertificate(error)) => match error {
-                CertificateError::UnknownIssuer => Self::UnknownAuthority,
+                // The second: an authority of the same name that is known has another key.
+                CertificateError::UnknownIssuer | CertificateError::BadSignature => Self::UnknownAuthority,
                 CertificateError::Expired
                 | CertificateError::ExpiredContext { .. }
                 | CertificateError::NotValidYet
@@ -211,6 +214,7 @@ impl Fault {
         match self {
             Self::NotFound { .. } => RegistryErrorKind::NotFound,
             Self::Denied { .. }
+            | Self::Elsewhere { .. }
             | Self::Challenge { .. }
             | Self::TokenDenied { .. }
             | Self::Helper { .. }
@@ -266,6 +270,9 @@ impl Fault {
             Self::NotFound { .. } => "check the name and the tag; a private image may need credentials to be seen",
             Self::Denied { .. } | Self::TokenDenied { .. } => {
                 "check the name; if the image is private, give a user's name and password that may pull it"
+            }
+            Self::Elsewhere { .. } => {
+                "call the registry by the name that it redirects to, or have it sign its redirects to its storage"
             }
             Self::Challenge { .. } => "have the registry take user and password (Basic) or tokens (Bearer)",
             Self::Token { .. } => "look at the log of the registry's token server",

@@ -78,7 +78,8 @@ impl Images {
     ///
     /// # Cancel safety
     ///
-    /// Dropped, it stops its downloads at once and its unpacking soon after, and leaves nothing in the store.
+    /// Dropped, it stops its downloads at once and its unpacking soon after, and leaves nothing in the store; if all was
+    /// unpacked already, it may leave the image.
     pub async fn pull<F>(&self, reference: &str, options: &PullOptions, progress: Arc<F>) -> Result<Image, ImageError>
     where
         F: Fn(Progress) + Send + Sync + ?Sized + 'static,

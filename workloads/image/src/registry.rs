@@ -159,6 +159,10 @@ impl Registry {
             let status = answer.status.as_u16();
             match status {
                 200..300 => return self.check_head(answer).await,
+                // What another host names as its token server has no business with the registry's users.
+                401 if answer.url.origin != self.origin => {
+                    return Err(Fault::Elsewhere { at: answer.url.to_string() });
+                }
                 401 if !renewed => {
                     renewed = true;
                     let headers = answer.headers.clone();

@@ -218,6 +218,8 @@ impl Ask {
 
 /// The answer to a request: its head, and its body to be read.
 pub(crate) struct Answer {
+    /// Who answered, after redirects.
+    pub(crate) url: Url,
     pub(crate) status: StatusCode,
     pub(crate) headers: HeaderMap,
     body: Incoming,
@@ -341,6 +343,7 @@ impl Transport {
         })?;
         let (head, body) = answer.into_parts();
         Ok(Answer {
+            url: ask.url.clone(),
             status: head.status,
             headers: head.headers,
             body,
@@ -518,6 +521,71 @@ impl Answer {
             if !bytes.is_empty() {
                 return Ok(Some(bytes));
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_read_strictly_and_written_without_their_secrets() {
+        for (text, expected) in [
+            ("https://a.example", Some("https://a.example/")),
+            ("HTTPS://A.example:443/b?c=d#e", Some("https://a.example/b")),
+            ("http://[::1]:5000/x", Some("http://[::1]:5000/x")),
+            ("http://a?b", Some("http://a/")),
+            ("http://user:secret@a/", None),
+            ("http://a:0/", None),
+            ("http://a:65536/", None),
+            ("http://a:+1/", None),
+            ("http://[::1/", None),
+            ("http://[a]/", None),
+            ("http:///", None),
+            ("http://a b/", None),
+            ("ftp://a/", None),
+            ("a/b", None),
+        ] {
+            assert_eq!(Url::parse(text).map(|url| url.to_string()).as_deref(), expected, "{text}");
+        }
+        assert!(Url::parse(&format!("http://a/{}", "b".repeat(URL_BYTES_MAX))).is_none());
+    }
+
+    #[test]
+    fn redirects_are_relative_to_where_they_come_from() {
+        let from = Url::parse("https://a.example/v2/x/y?z").expect("an address");
+        for (location, expected) in [
+            ("https://b.example/c", Some("https://b.example/c")),
+            ("//b.example/c", Some("https://b.example/c")),
+            ("/c?d", Some("https://a.example/c?d")),
+            ("c", Some("https://a.example/v2/x/c")),
+            ("?q", Some("https://a.example/v2/x/y?q")),
+            ("", Some("https://a.example/v2/x/y?z")),
+            ("data:text/html,x", None),
+            ("http://", None),
+            ("/a\tb", None),
+        ] {
+            let found = from.join(location).map(|url| format!("{}{}", url.origin, url.target));
+            assert_eq!(found.as_deref(), expected, "{location}");
+        }
+    }
+
+    #[test]
+    fn only_this_host_is_loopback() {
+        for (host, expected) in [
+            ("localhost", true),
+            ("127.0.0.1:5000", true),
+            ("127.255.0.9", true),
+            ("[::1]:5000", true),
+            ("localhost.example", false),
+            ("128.0.0.1", false),
+            ("[::2]", false),
+            ("127.0.0.1.example", false),
+            ("0.0.0.0", false),
+        ] {
+            let origin = Origin::parse(host, false).expect("a host");
+            assert_eq!(origin.is_loopback(), expected, "{host}");
         }
     }
 }

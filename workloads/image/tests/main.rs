@@ -4,7 +4,11 @@
 mod archive;
 mod build;
 mod conformance;
+mod debian_registry;
+mod elsewhere;
 mod hostile;
 mod model;
+mod registry;
+mod rogue;
 mod store;
 mod tree;
