@@ -43,7 +43,7 @@ const EXPECTED: [Expected; 11] = [
         &[],
         &["sh", "-c", "ls /a /gone /opaque /b/c; echo changed >>/a/eins; cat /b/ichi"],
         0,
-        "/a:\neins\none\ntwo\n\n/b/c:\nother\n\n/gone:\nagain\n\n/opaque:\nnew\nnewer\none\nchanged\n",
+        "/a:\neins\none\ntwo\n\n/b/c:\nother\n\n/gone:\nagain\n\n/opaque:\nnew\nnewer\none\n",
     ),
     ("links", &[], &["stat", "-c", "%a %h", "/kept/tool"], 0, "4711 1\n"),
 ];
