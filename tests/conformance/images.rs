@@ -130,11 +130,12 @@ mod tests {
                     Err(error) => failures.push(format!("{}: {error:#}", recipe.name)),
                 }
             }
-            println!("\n| image | what it is | paths | differ from umoci's | answers as under podman |\n|---|---|---|---|---|");
+            println!(
+                "\n| image | what it is | paths | differ from umoci's | answers as under podman |\n|---|---|---|---|---|"
+            );
             println!("{}", rows.join("\n"));
             ensure!(failures.is_empty(), "{} differences:\n{}", failures.len(), failures.join("\n"));
             Ok(())
         })
     }
-
 }

@@ -72,9 +72,9 @@ impl Podman {
             Probe::Serve { ask, answer } => {
                 let output = self.call(&[&["sh", "-c", SERVE, "serve", *answer, image], *ask].concat())?;
                 let text = String::from_utf8_lossy(&output.stdout).into_owned();
-                let (said, status) = text.rsplit_once('\n').with_context(|| {
-                    format!("podman: {text}{}", String::from_utf8_lossy(&output.stderr))
-                })?;
+                let (said, status) = text
+                    .rsplit_once('\n')
+                    .with_context(|| format!("podman: {text}{}", String::from_utf8_lossy(&output.stderr)))?;
                 Ok(Answer::new(status.parse().ok(), said))
             }
         }

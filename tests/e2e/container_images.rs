@@ -16,7 +16,13 @@ const ENVIRONMENT: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bi
 
 const EXPECTED: [Expected; 9] = [
     ("busybox", &[], &[], 0, "hello\n"),
-    ("busybox", &["-u", "1234:99", "-w", "/etc"], &["sh", "-c", "id; pwd; exit 42"], 42, "uid=1234 gid=99 groups=99\n/etc\n"),
+    (
+        "busybox",
+        &["-u", "1234:99", "-w", "/etc"],
+        &["sh", "-c", "id; pwd; exit 42"],
+        42,
+        "uid=1234 gid=99 groups=99\n/etc\n",
+    ),
     // No layer has this directory, and its user could not make it.
     ("busybox", &["-u", "web", "-w", "/new/place"], &["sh", "-c", "pwd; stat -c '%u %a' ."], 0, "/new/place\n0 755\n"),
     ("scratch", &[], &["x y"], 7, "word /say\nword x y\nin / as 0:0\nHOME=/\n"),

@@ -16,7 +16,8 @@ macro_rules! busybox {
 }
 
 /// Who it is, where it is and what it was given.
-const SELF: Probe = Probe::Run { options: &[], words: &["sh", "-c", "id -u; id -g; id -G; id -un; pwd; umask; env | sort"] };
+const SELF: Probe =
+    Probe::Run { options: &[], words: &["sh", "-c", "id -u; id -g; id -G; id -un; pwd; umask; env | sort"] };
 const PLAIN: &str = r#"{"Env": ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"], "Cmd": ["sh"]}"#;
 
 const fn run(words: &'static [&'static str]) -> Probe {
@@ -38,8 +39,15 @@ const BUSYBOX: Recipe = Recipe::new(
         run(&["false"]),
         run(&["no-such-program"]),
         run(&["/etc/passwd"]),
-        Probe::Run { options: &["-u", "1234:99", "-w", "/etc", "-e", "A=b c"], words: &["sh", "-c", "id; pwd; echo $A"] },
-        run(&["sh", "-c", "stat -c '%n %a %F' /tmp /proc /sys /dev /dev/null /dev/shm; ls /dev | grep -vE 'console|core'"]),
+        Probe::Run {
+            options: &["-u", "1234:99", "-w", "/etc", "-e", "A=b c"],
+            words: &["sh", "-c", "id; pwd; echo $A"],
+        },
+        run(&[
+            "sh",
+            "-c",
+            "stat -c '%n %a %F' /tmp /proc /sys /dev /dev/null /dev/shm; ls /dev | grep -vE 'console|core'",
+        ]),
         run(&["sh", "-c", "kill -KILL $$"]),
     ],
 );

@@ -122,7 +122,11 @@ fn read(root: &Path) -> Result<BTreeMap<PathBuf, Entry>> {
             modified: (lstat.mtime(), lstat.mtime_nsec()),
             target: if kind.is_symlink() { fs::read_link(&full)? } else { PathBuf::new() },
             attributes: attributes(&full).with_context(|| format!("attributes of {path:?}"))?,
-            same_as: if kind.is_dir() { path.clone() } else { first.entry(lstat.ino()).or_insert(path.clone()).clone() },
+            same_as: if kind.is_dir() {
+                path.clone()
+            } else {
+                first.entry(lstat.ino()).or_insert(path.clone()).clone()
+            },
         };
         entries.insert(path, entry);
     }
