@@ -55,26 +55,34 @@ mod tests {
             }
             Probe::Serve { ask, answer } => {
                 node.run_detached(&["--name", "server", image])?;
-                let mut stdout = String::new();
-                wait_until(PATIENCE, "the server answers", || {
-                    let said = node.run(&[&["exec", "server"], *ask].concat());
-                    stdout = said.map(|said| said.stdout).unwrap_or_default();
-                    if stdout == *answer { Ok(()) } else { Err(stdout.clone()) }
-                })?;
-                let view = node.inspect("server")?;
-                if !view["health"].is_null() {
-                    wait_until(PATIENCE, "the server is healthy", || {
-                        let view = node.inspect("server").map_err(|error| error.to_string())?;
-                        if view["health"] == "healthy" { Ok(()) } else { Err(view["health"].to_string()) }
-                    })?;
-                }
-                node.ctl(&["stop", "server"])?;
-                let ended = node.wait_phase("server", "exited")?;
-                let status = ended["exit"]["code"].as_i64().and_then(|code| i32::try_from(code).ok());
-                node.ctl(&["rm", "server"])?;
-                Ok(Answer::new(status, &stdout))
+                let served = served(node, ask, answer).with_context(|| {
+                    let logs = node.run(&["logs", "server"]).map(|said| said.stdout + &said.stderr).unwrap_or_default();
+                    format!("it wrote:\n{logs}")
+                });
+                node.ctl(&["rm", "-f", "server"])?;
+                served
             }
         }
+    }
+
+    /// Waits for a server's answer, and for its health if it has any, and stops it.
+    fn served(node: &ContainerNode, ask: &[&str], answer: &str) -> Result<Answer> {
+        let mut stdout = String::new();
+        wait_until(PATIENCE, "the server answers", || {
+            let said = node.run(&[&["exec", "server"], ask].concat());
+            stdout = said.map(|said| said.stdout).unwrap_or_default();
+            if stdout == answer { Ok(()) } else { Err(stdout.clone()) }
+        })?;
+        if node.inspect("server")?["health"] != "none" {
+            wait_until(PATIENCE, "the server is healthy", || {
+                let view = node.inspect("server").map_err(|error| error.to_string())?;
+                if view["health"] == "healthy" { Ok(()) } else { Err(view["health"].to_string()) }
+            })?;
+        }
+        node.ctl(&["stop", "server"])?;
+        let ended = node.wait_phase("server", "exited")?;
+        let status = ended["exit"]["code"].as_i64().and_then(|code| i32::try_from(code).ok());
+        Ok(Answer::new(status, &stdout))
     }
 
     /// One image: a row of the table, and what differs.

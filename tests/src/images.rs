@@ -192,9 +192,9 @@ impl Kitchen {
         download.args(["-o", &format!("Dir::State::status={}", debian.join("var/lib/dpkg/status").display())]);
         download.args(["-o", &format!("Dir::Cache::archives={}", cache.display())]);
         download.args(["-o", "Dir::State::extended_states=/dev/null", "-o", "Debug::NoLocking=1"]);
-        succeed(download.args(["-o", "APT::Sandbox::User=root"]).args(packages))?;
+        succeed(download.args(["-o", "APT::Sandbox::User=root"]).args(packages).stdout(Stdio::null()))?;
         let root = self.directory.join("work/root");
-        // Links that Debian's root has in place of these directories; dpkg keeps them.
+        // Links that Debian's root has in place of these directories.
         for name in ["bin", "sbin", "lib", "lib64"] {
             fs::create_dir_all(root.join("usr").join(name))?;
             std::os::unix::fs::symlink(format!("usr/{name}"), root.join(name))?;
@@ -202,7 +202,9 @@ impl Kitchen {
         for archive in fs::read_dir(&cache)? {
             let archive = archive?.path();
             if archive.extension().is_some_and(|extension| extension == "deb") {
-                succeed(Command::new("dpkg").arg("-x").args([&archive, &root]))?;
+                // Not `dpkg -x`, which puts directories in the place of those links.
+                let unpack = "dpkg-deb --fsys-tarfile \"$1\" | tar -x --keep-directory-symlink --directory \"$2\"";
+                succeed(Command::new("sh").args(["-euc", unpack, "sh"]).args([&archive, &root]))?;
             }
         }
         for unused in ["doc", "locale", "man", "lintian"] {
@@ -341,15 +343,13 @@ pub fn compare(layout: &Path, scratch: &Path) -> Result<Comparison> {
 }
 
 /// Runs a program that must succeed, and says what it said otherwise.
-pub(crate) fn succeed(command: &mut Command) -> Result<String> {
-    let output = command
-        .stdin(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn()
+fn succeed(command: &mut Command) -> Result<()> {
+    let running = command.stdin(Stdio::null()).stderr(Stdio::piped()).spawn();
+    let output = running
         .and_then(std::process::Child::wait_with_output)
         .with_context(|| format!("{} is missing", command.get_program().display()))?;
     ensure!(output.status.success(), "{command:?}: {}: {}", output.status, String::from_utf8_lossy(&output.stderr));
-    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    Ok(())
 }
 
 /// Removes a file or a directory with all that is in it, if it is there.

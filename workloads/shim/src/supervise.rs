@@ -770,7 +770,13 @@ fn state_of(health: Health) -> HealthState {
 /// # Errors
 /// No descriptors are left.
 pub(crate) fn pipes(stdin: bool) -> io::Result<(Ends, Pipes)> {
-    let pipe = || rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC);
+    let pipe = || -> io::Result<(OwnedFd, OwnedFd)> {
+        let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
+        // Programs open /dev/stderr anew, often as another user, and the pipe is the host root's. Only who may look into
+        // a process that has it can reach it.
+        rustix::fs::fchmod(&write, rustix::fs::Mode::from_raw_mode(0o666))?;
+        Ok((read, write))
+    };
     let (out_read, out_write) = pipe()?;
     let (err_read, err_write) = pipe()?;
     let (input, program) = if stdin {
