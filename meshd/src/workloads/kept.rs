@@ -41,6 +41,8 @@ pub(crate) struct Kept {
     pub(crate) link_local: Option<Ipv4Addr>,
     pub(crate) restarts: u32,
     pub(crate) exit: Option<api::ExitView>,
+    /// What the host could not do for it when it was started.
+    pub(crate) degraded: Vec<api::DegradedView>,
     pub(crate) spec: api::WorkloadRun,
 }
 
@@ -72,6 +74,7 @@ impl Kept {
             link_local: made.link_local,
             restarts: 0,
             exit: None,
+            degraded: vec![],
             spec: api::WorkloadRun { registry: api::RegistryAccess::default(), ..spec.clone() },
         }
     }

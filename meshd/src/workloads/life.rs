@@ -72,7 +72,7 @@ impl Snapshot {
             exit: kept.exit.clone(),
             restarts: kept.restarts,
             health: api::HealthStatus::None,
-            degraded: vec![],
+            degraded: kept.degraded.clone(),
             held: None,
         }
     }
@@ -244,9 +244,10 @@ impl Life {
         let started = started.await?.map_err(|error| driver_error(&error))?;
         self.state.started = Some(Instant::now());
         let degraded = started.degraded.into_iter().map(|d| api::DegradedView { what: d.what.into(), why: d.why });
-        let degraded = degraded.collect();
-        self.status.send_modify(|s| (s.degraded, s.pid) = (degraded, Some(started.pid)));
-        if self.kept.exit.take().is_some() {
+        let degraded: Vec<api::DegradedView> = degraded.collect();
+        self.status.send_modify(|s| (s.degraded, s.pid) = (degraded.clone(), Some(started.pid)));
+        if self.kept.exit.take().is_some() || self.kept.degraded != degraded {
+            self.kept.degraded = degraded;
             self.save();
         }
         self.watch().await;
