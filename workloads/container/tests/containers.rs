@@ -315,7 +315,7 @@ fn failed_starts_say_why_and_leave_nothing() {
         let missing = check(&|request| request.args = vec![b"/bin/nothing".to_vec()]);
         assert!(missing.contains("/bin/nothing"), "{missing}");
         let layer = check(&|request| request.root.layers = vec!["gone".to_owned()]);
-        assert!(layer.starts_with("could not look at the topmost layer"), "{layer}");
+        assert!(layer.starts_with("could not mount the root"), "{layer}");
         let netns = check(&|request| request.netns = "/run/netns/nothing-here".into());
         assert!(netns.contains("network namespace"), "{netns}");
         let none = check(&|request| request.args.clear());
