@@ -227,7 +227,7 @@ pub fn busybox(layout: &Path) -> Result<()> {
 ///
 /// # Errors
 /// If busybox-static is not installed.
-pub fn copy_busybox(root: &Path, applets: &[&str]) -> Result<()> {
+fn copy_busybox(root: &Path, applets: &[&str]) -> Result<()> {
     copy_into(root, Path::new("/bin/busybox"), Path::new("/bin/busybox"))?;
     for applet in applets {
         symlink("busybox", root.join("bin").join(applet))?;

@@ -41,7 +41,7 @@ const BUSYBOX: Recipe = Recipe::new(
         run(&["/etc/passwd"]),
         Probe::Run {
             options: &["-u", "1234:99", "-w", "/etc", "-e", "A=b c"],
-            words: &["sh", "-c", "id; pwd; echo $A"],
+            words: &["sh", "-c", "id -u; id -g; pwd; echo $A"],
         },
         run(&[
             "sh",
@@ -283,7 +283,7 @@ END
             "Cmd": ["main.py"]}"#,
         &[
             run(&[]),
-            run(&["-c", "import os; print(sorted(os.environ)); print(os.getgroups(), os.umask(0))"]),
+            run(&["-c", "import os; print(sorted(set(os.environ) - {'TERM', 'container'})); print(os.umask(0))"]),
             run(&["-c", "raise ValueError"]),
         ],
     )
@@ -295,7 +295,7 @@ END
             r#"
             mkdir -p srv/app; cat >srv/app/server.js <<'END'
 const server = require('http').createServer((ask, answer) => answer.end(`node ${ask.url}`));
-server.listen(0, '127.0.0.1', () => require('http').get({ port: server.address().port, path: '/x' }, (answer) => {
+server.listen(0, '127.0.0.1', () => require('http').get({ host: '127.0.0.1', port: server.address().port, path: '/x' }, (answer) => {
   answer.on('data', (text) => console.log(String(text), process.cwd(), process.getuid(), process.argv.slice(2)));
   answer.on('end', () => { process.exitCode = 5; server.close(); });
 }));
@@ -378,7 +378,7 @@ END"#,
             },
         ],
         r#"{"Env": ["PATH=/bin"], "Cmd": ["sh"]}"#,
-        &[SELF, run(&["sh", "-c", "cat /d/file; find /d /e | sort | xargs stat -c '%n %F %s'; find /d /e | wc -l"])],
+        &[SELF, run(&["sh", "-c", "cat /d/file; find /d /e | sort | xargs stat -c '%n %F'; find /d /e | wc -l"])],
     ),
     Recipe::new(
         "packings",
