@@ -321,8 +321,7 @@ pub(crate) struct Registry {
 
 #[derive(Debug, Args)]
 pub(crate) struct Pull {
-    /// [REGISTRY/]NAME[:TAG][@DIGEST], oci:DIR[:TAG] or docker-archive:FILE.
-    #[arg(value_parser = parse_some)]
+    #[arg(value_parser = parse_some, help = "[REGISTRY/]NAME[:TAG][@DIGEST], oci:DIR[:TAG] or docker-archive:FILE")]
     pub(crate) image: String,
     /// Name it so, too.
     #[arg(long, value_name = "NAME", value_parser = parse_some)]
@@ -367,9 +366,14 @@ pub(crate) enum Users {
 
 #[derive(Debug, Args)]
 pub(crate) struct RunArgs {
-    /// [REGISTRY/]NAME[:TAG][@DIGEST], oci:DIR[:TAG] or docker-archive:FILE; behind it, arguments in place of the image's.
     // One list: whatever stands behind the image is the program's, also what looks like an option.
-    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_names = ["IMAGE", "ARGUMENT"])]
+    #[arg(
+        required = true,
+        trailing_var_arg = true,
+        allow_hyphen_values = true,
+        value_names = ["IMAGE", "ARGUMENT"],
+        help = "[REGISTRY/]NAME[:TAG][@DIGEST], oci:DIR[:TAG] or docker-archive:FILE; behind it, arguments in place of the image's"
+    )]
     pub(crate) image_and_arguments: Vec<String>,
     /// A DNS label: NAME.SITE.VDC.internal leads to it.
     #[arg(long, value_parser = parse_some)]
