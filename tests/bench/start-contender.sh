@@ -12,7 +12,8 @@ set -eu
 here=$(cd "$(dirname "$0")/../.." && pwd)
 bin=${MESHD_BIN_DIR:-$here/target/release}
 dir=${MP_DIR:-/tmp}/meshd-start-contender
-socket=$dir/meshd.sock
+run=/dev/shm/meshd-start-contender # in memory, as /run/meshd is
+socket=$run/meshd.sock
 cgroup=/meshd-start-contender
 
 # First, because it is what is measured.
@@ -37,7 +38,7 @@ stop() {
         done
     fi
     find /sys/fs/cgroup -depth -path "*$cgroup*" -type d -exec rmdir {} + 2>/dev/null || true
-    rm -rf "$dir"
+    rm -rf "$dir" "$run"
 }
 
 layout() { # ROOT: packs it as an OCI layout with one image, called 1
@@ -71,11 +72,11 @@ descriptor() { # KIND DIGEST SIZE
 case ${1:-} in
 up)
     stop
-    mkdir -p "$dir/run"
+    mkdir -p "$dir" "$run"
     printf 'state_dir = "%s"\nsocket = "%s"\nlog = "warn"\n[dns]\nmode = "off"\n[network]\nmdns = false\n[workloads]\ncgroup = "%s"\n' \
         "$dir/state" "$socket" $cgroup >"$dir/meshd.toml"
-    # A private /run: what is pinned there is nobody else's business.
-    unshare -n -m sh -c "ip link set lo up && mount --make-rprivate / && mount --bind '$dir/run' /run &&
+    # A private /run, in memory as on any box: what is pinned there is nobody else's business.
+    unshare -n -m sh -c "ip link set lo up && mount --make-rprivate / && mount -t tmpfs -o mode=755 meshd-start /run &&
         exec '$bin/meshd' --config '$dir/meshd.toml'" >"$dir/log" 2>&1 </dev/null &
     echo $! >"$dir/pid"
     tries=100

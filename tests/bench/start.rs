@@ -151,28 +151,40 @@ impl Runner {
 }
 
 /// A folder on a file system that overlays can be made of.
-struct Scratch(PathBuf);
+struct Scratch {
+    dir: PathBuf,
+    /// In memory, as /run is: what the peers keep there is there for them as well.
+    run: PathBuf,
+}
 
 impl Scratch {
     fn new() -> Result<Self> {
-        let dir = std::env::temp_dir().join(format!("startbench-{}", std::process::id()));
-        fs::create_dir_all(&dir)?;
-        Ok(Self(dir))
+        let name = format!("startbench-{}", std::process::id());
+        let scratch = Self { dir: std::env::temp_dir().join(&name), run: Path::new("/dev/shm").join(&name) };
+        fs::create_dir_all(&scratch.dir)?;
+        fs::create_dir_all(&scratch.run)?;
+        Ok(scratch)
+    }
+
+    fn run(&self, name: &str) -> String {
+        self.run.join(name).display().to_string()
     }
 
     fn path(&self, name: &str) -> String {
-        self.0.join(name).display().to_string()
+        self.dir.join(name).display().to_string()
     }
 
     fn write(&self, name: &str, text: &str) -> Result<String> {
-        fs::write(self.0.join(name), text)?;
+        fs::write(self.dir.join(name), text)?;
         Ok(self.path(name))
     }
 }
 
 impl Drop for Scratch {
     fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
+        for dir in [&self.dir, &self.run] {
+            let _ = fs::remove_dir_all(dir);
+        }
     }
 }
 
@@ -185,9 +197,9 @@ struct Contender {
 
 impl Contender {
     fn up(scratch: &Scratch) -> Result<Self> {
-        let mut script = Self::script(&scratch.0);
+        let mut script = Self::script(&scratch.dir);
         let said = ok(script.arg("up").env_remove("BUNDLE"))?;
-        let dir = scratch.0.join("meshd-start-contender");
+        let dir = scratch.dir.join("meshd-start-contender");
         let pid = fs::read_to_string(dir.join("pid"))?.trim().parse()?;
         Ok(Self { dir, pid, start: said.split_whitespace().map(str::to_owned).collect() })
     }
@@ -242,7 +254,7 @@ impl Podman {
         if require_tools(&["podman"]).is_err() {
             return Ok(None);
         }
-        let (graph, running) = (scratch.path("podman"), scratch.path("podman-run"));
+        let (graph, running) = (scratch.path("podman"), scratch.run("podman"));
         let storage = format!("[storage]\ndriver=\"overlay\"\ngraphroot=\"{graph}\"\nrunroot=\"{running}\"\n");
         let containers = "[containers]\ndefault_ulimits=[\"nofile=1024:1024\",\"nproc=4096:4096\"]\n\
             [engine]\ncgroup_manager=\"cgroupfs\"\nevents_logger=\"none\"\n";
@@ -319,7 +331,7 @@ impl Containerd {
             "version = 2\nroot = \"{}\"\nstate = \"{}\"\ndisabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n\
              [grpc]\naddress = \"{socket}\"\n[ttrpc]\naddress = \"{socket}.ttrpc\"\n",
             scratch.path("containerd"),
-            scratch.path("containerd-run"),
+            scratch.run("containerd"),
         );
         let config = scratch.write("containerd.toml", &config)?;
         let log = fs::File::create(scratch.path("containerd.log"))?;
