@@ -388,7 +388,8 @@ fn host_cannot_spoof_and_infra_plane_is_closed() {
     );
     assert_eq!(arrived, [true, false, false, false], "own address passes; spoofed, own infra and foreign infra do not");
     let counters = lab.firewall().counters().expect("lists");
-    assert_eq!((counters[&Counter::Spoofed], counters[&Counter::Infra]), (2, 1), "{counters:?}");
+    // What the lab's kernels say by themselves, like multicast reports, is counted as infra too.
+    assert!(counters[&Counter::Spoofed] == 2 && counters[&Counter::Infra] >= 1, "{counters:?}");
 }
 
 #[test]
@@ -592,7 +593,8 @@ fn workload_cannot_spoof_nor_reach_the_infra_plane_but_opens_flows() {
         let to = subject.prefix.address(0).into();
         assert_eq!(lab.probe_between("a", "p", &[probe(a, to, flow(Protocol::Tcp, 4713))]), [false]);
     }
-    assert_eq!(infra(&lab), before + 2);
+    // At least: what the kernels of the lab say by themselves, like multicast reports, is counted there too.
+    assert!(infra(&lab) >= before + 2);
     // Its gateway answers echo, in both families.
     for gateway in ["169.254.1.1", "fe80::1%eth0"] {
         ok(&format!("ip netns exec {} ping -c1 -W2 {gateway}", lab.ns("a")));
