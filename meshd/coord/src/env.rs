@@ -1,0 +1,147 @@
+//! What the driver stands on: clock, tasks, disk and network. The daemon gives it the real ones, simulations a seeded model.
+
+use std::fmt::Debug;
+use std::fs;
+use std::future::Future;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use bytes::Bytes;
+use openraft::AsyncRuntime;
+use redb::StorageBackend;
+use vdc::Key;
+
+/// A place for the driver to run.
+pub trait Env: Clone + Debug + Send + Sync + 'static {
+    /// Tasks, clock and randomness.
+    type Runtime: AsyncRuntime;
+    /// Files.
+    type Disk: Disk;
+    /// The way to other nodes.
+    type Transport: Transport;
+
+    fn disk(&self) -> &Self::Disk;
+    fn transport(&self) -> &Self::Transport;
+    /// 16 bytes that nobody else draws.
+    fn random(&self) -> [u8; 16];
+}
+
+/// Files by name, below a directory of the driver's own.
+pub trait Disk: Clone + Debug + Send + Sync + 'static {
+    /// Opens a file, made if missing.
+    ///
+    /// # Errors
+    /// Those of the file system; another process may hold it.
+    fn open(&self, file: &str) -> io::Result<Box<dyn StorageBackend>>;
+
+    /// # Errors
+    /// Those of the file system.
+    fn exists(&self, file: &str) -> io::Result<bool>;
+
+    /// Durable on return; a file that is not there is no error.
+    ///
+    /// # Errors
+    /// Those of the file system.
+    fn remove(&self, file: &str) -> io::Result<()>;
+
+    /// Atomic, and durable on return.
+    ///
+    /// # Errors
+    /// Those of the file system.
+    fn rename(&self, from: &str, to: &str) -> io::Result<()>;
+
+    /// Does work that waits for the disk without holding up other tasks.
+    fn run<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> impl Future<Output = T> + Send;
+}
+
+/// What must not wait behind what.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Class {
+    /// Votes, heartbeats and questions of clients.
+    Control,
+    /// Log entries.
+    Bulk,
+    /// Pieces of snapshots.
+    Snapshot,
+}
+
+/// Why a message had no answer. Whether it arrived is not known, unless it says so.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum TransportError {
+    /// It was not sent.
+    #[error("{node} cannot be reached: {why}")]
+    Unreachable { node: Key, why: String },
+    /// It may have arrived.
+    #[error("no answer from {node}: {why}")]
+    Broken { node: Key, why: String },
+}
+
+/// Carries frames between nodes. What arrives at the other end is given to [`crate::Node::answer`] there.
+pub trait Transport: Clone + Debug + Send + Sync + 'static {
+    /// Sends `frame` and waits for the answer, `limit` long.
+    fn ask(
+        &self,
+        to: Key,
+        class: Class,
+        frame: Bytes,
+        limit: Duration,
+    ) -> impl Future<Output = Result<Bytes, TransportError>> + Send;
+}
+
+/// Files of a directory, on the runtime of the caller.
+#[derive(Clone, Debug)]
+pub struct Directory {
+    path: PathBuf,
+}
+
+impl Directory {
+    /// # Errors
+    /// If the directory cannot be made.
+    pub fn open(path: &Path) -> io::Result<Self> {
+        fs::create_dir_all(path)?;
+        Ok(Self { path: path.to_owned() })
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        fs::File::open(&self.path)?.sync_all()
+    }
+}
+
+impl Disk for Directory {
+    fn open(&self, file: &str) -> io::Result<Box<dyn StorageBackend>> {
+        let path = self.path.join(file);
+        let mut options = fs::OpenOptions::new();
+        std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+        let new = !path.exists();
+        let opened = options.read(true).write(true).create(true).truncate(false).open(&path)?;
+        if new {
+            self.sync()?;
+        }
+        let backend = redb::backends::FileBackend::new(opened).map_err(io::Error::other)?;
+        Ok(Box::new(backend))
+    }
+
+    fn exists(&self, file: &str) -> io::Result<bool> {
+        self.path.join(file).try_exists()
+    }
+
+    fn remove(&self, file: &str) -> io::Result<()> {
+        match fs::remove_file(self.path.join(file)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => self.sync(),
+        }
+    }
+
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        fs::rename(self.path.join(from), self.path.join(to))?;
+        self.sync()
+    }
+
+    async fn run<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> T {
+        match tokio::task::spawn_blocking(work).await {
+            Ok(value) => value,
+            Err(error) => std::panic::resume_unwind(error.into_panic()),
+        }
+    }
+}

@@ -1,0 +1,2 @@
+//! The driver of coordination groups: `vdc-coord`'s store, replicated by openraft.
+pub mod env;
