@@ -1,4 +1,12 @@
 //! The driver of coordination groups: `vdc-coord`'s store, replicated by openraft.
 pub mod env;
+mod group;
+mod incoming;
 mod log;
+mod message;
+mod network;
+mod state;
 mod types;
+
+pub use group::{Group, GroupError, GroupSettings, Timing};
+pub use message::{FRAME_BYTES_MAX, Standing, Trouble};

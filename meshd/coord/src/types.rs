@@ -170,7 +170,7 @@ impl VoteForm {
 }
 
 /// Who belongs to a group: one or, during a change, two sets of voters, and all members.
-#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
 pub(crate) struct MembershipForm {
     #[n(0)]
     pub(crate) voters: Vec<Vec<Key>>,
@@ -196,7 +196,7 @@ impl MembershipForm {
 }
 
 /// A membership with its place in the log.
-#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
 pub(crate) struct StoredMembershipForm {
     #[n(0)]
     pub(crate) place: Option<Place>,
@@ -263,7 +263,7 @@ impl EntryForm {
 }
 
 /// What a snapshot says of itself.
-#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
 pub(crate) struct SnapshotForm {
     #[n(0)]
     pub(crate) place: Option<Place>,

@@ -1,0 +1,555 @@
+//! One group on one node: openraft, its log and its rows, and what is asked of it.
+
+use std::collections::BTreeMap;
+use std::fmt::Debug;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use openraft::async_runtime::watch::WatchReceiver as _;
+use openraft::errors::{ClientWriteError, LinearizableReadError, RaftError};
+use openraft::impls::{EmptyNode, OneshotResponder};
+use openraft::raft::{
+    AppendEntriesRequest, AppendEntriesResponse, ReadPolicy, TransferLeaderRequest, VoteRequest, VoteResponse,
+};
+use openraft::{AsyncRuntime, Config, Instant as _, Raft, RaftMetrics, SnapshotPolicy};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use vdc::{Hash, Key};
+use vdc_coord::limits::{ENTRY_BYTES_MAX, REQUEST_BYTES_MAX};
+use vdc_coord::{Answer, Entry, Refusal, Request, Revision};
+
+use crate::env::{Disk as _, Env};
+use crate::incoming::Incoming;
+use crate::log::LogStore;
+use crate::message::{Appended, Ask, Ballot, Reply, Standing, Trouble};
+use crate::network::Network;
+use crate::state::{CHANGES_BYTES, StateStore};
+use crate::types::{Packed, Place, Types, VoteForm};
+
+/// Bytes of requests that wait for the leader to propose them; more are refused as busy.
+const WAITING_BYTES: usize = 8 << 20;
+/// Requests of one entry.
+const ENTRY_REQUESTS: usize = 1_024;
+/// Entries that are under way at a time: while they are, what comes gathers for the next.
+const ENTRIES_UNDER_WAY: usize = 3;
+/// How often a leader looks whether a lease has ended.
+const LEASE_STEP: Duration = Duration::from_millis(250);
+/// How often a node looks whether its changes should be written.
+const CHECKPOINT_STEP: Duration = Duration::from_millis(500);
+/// Entries after which openraft takes a snapshot and purges the log.
+const ENTRIES_PER_SNAPSHOT: u64 = 2_000;
+/// Entries that stay in the log behind a snapshot, for members that are a little late.
+const ENTRIES_KEPT: u64 = 1_000;
+/// Longest that a watch waits before it says that there was nothing.
+const WATCH_MS_MAX: u64 = 30_000;
+/// Changes in one answer to a watch.
+const EVENTS_MAX: usize = 1_000;
+
+/// Beats and patience of a group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timing {
+    pub heartbeat: Duration,
+    pub election_min: Duration,
+    pub election_max: Duration,
+}
+
+impl Default for Timing {
+    /// For members within 60 ms: a leader that is gone is replaced within two seconds.
+    fn default() -> Self {
+        Self {
+            heartbeat: Duration::from_millis(200),
+            election_min: Duration::from_millis(500),
+            election_max: Duration::from_millis(800),
+        }
+    }
+}
+
+/// What a group is to this node.
+#[derive(Clone, Debug)]
+pub struct GroupSettings {
+    /// Its founding record.
+    pub id: Hash,
+    /// This node.
+    pub node: Key,
+    /// What its files begin with.
+    pub files: String,
+    pub timing: Timing,
+    /// Whether this node makes the group, if it is not there yet.
+    pub found: bool,
+}
+
+/// Why a group cannot be served here.
+#[derive(Debug, thiserror::Error)]
+pub enum GroupError {
+    #[error("the files of the group cannot be used")]
+    Files(#[source] io::Error),
+    #[error("the group does not run: {0}")]
+    Raft(String),
+}
+
+type RaftOf<E> = Raft<Types<<E as Env>::Runtime>, StateStore<E>>;
+type Outcome = Result<Result<Answer, Refusal>, Trouble>;
+
+struct Proposal {
+    request: Request,
+    bytes: usize,
+    reply: oneshot::Sender<Outcome>,
+    _room: OwnedSemaphorePermit,
+}
+
+struct Inner<E: Env> {
+    env: E,
+    settings: GroupSettings,
+    raft: RaftOf<E>,
+    state: StateStore<E>,
+    proposals: mpsc::UnboundedSender<Proposal>,
+    room: Arc<Semaphore>,
+    reads: mpsc::UnboundedSender<oneshot::Sender<Result<Option<Place>, Trouble>>>,
+    incoming: tokio::sync::Mutex<Option<Incoming>>,
+}
+
+/// One group on this node. Cheap to clone.
+pub struct Group<E: Env>(Arc<Inner<E>>);
+
+impl<E: Env> Clone for Group<E> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+}
+
+impl<E: Env> Debug for Group<E> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Group({})", self.0.settings.id.short())
+    }
+}
+
+fn unavailable(why: impl ToString) -> Trouble {
+    Trouble::Unavailable { why: why.to_string() }
+}
+
+fn config(settings: &GroupSettings) -> Config {
+    let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+    Config {
+        cluster_name: settings.id.short(),
+        heartbeat_interval: millis(settings.timing.heartbeat),
+        election_timeout_min: millis(settings.timing.election_min),
+        election_timeout_max: millis(settings.timing.election_max),
+        snapshot_policy: SnapshotPolicy::LogsSinceLast(ENTRIES_PER_SNAPSHOT),
+        max_in_snapshot_log_to_keep: ENTRIES_KEPT,
+        max_payload_entries: 256,
+        enable_pre_vote: Some(true),
+        api_channel_size: Some(4_096),
+        notification_channel_size: Some(4_096),
+        ..Config::default()
+    }
+}
+
+impl<E: Env> Group<E> {
+    /// Opens the group's files and takes part.
+    ///
+    /// # Errors
+    /// [`GroupError`] if the files cannot be used.
+    pub async fn open(env: E, settings: GroupSettings) -> Result<Self, GroupError> {
+        let file = |kind: &str| format!("{}.{kind}", settings.files);
+        let stale = file("incoming");
+        let disk = env.disk().clone();
+        env.disk().run(move || disk.remove(&stale)).await.map_err(GroupError::Files)?;
+        let log = LogStore::open(env.clone(), file("log")).await.map_err(GroupError::Files)?;
+        let state = StateStore::open(env.clone(), file("state")).await.map_err(GroupError::Files)?;
+        let config = config(&settings).validate().map_err(|error| GroupError::Raft(error.to_string()))?;
+        let network = Network { env: env.clone(), group: settings.id };
+        let raft = Raft::new(settings.node, Arc::new(config), network, log, state.clone());
+        let raft = raft.await.map_err(|error| GroupError::Raft(error.to_string()))?;
+        let fatal = |error: &dyn ToString| GroupError::Raft(error.to_string());
+        if settings.found && !raft.is_initialized().await.map_err(|error| fatal(&error))? {
+            let members = BTreeMap::from([(settings.node, EmptyNode {})]);
+            raft.initialize(members).await.map_err(|error| fatal(&error))?;
+        }
+        let (proposals, proposed) = mpsc::unbounded_channel();
+        let (reads, asked) = mpsc::unbounded_channel();
+        let group = Self(Arc::new(Inner {
+            env,
+            settings,
+            raft: raft.clone(),
+            state: state.clone(),
+            proposals,
+            room: Arc::new(Semaphore::new(WAITING_BYTES)),
+            reads,
+            incoming: tokio::sync::Mutex::new(None),
+        }));
+        drop(E::Runtime::spawn(propose::<E>(raft.clone(), state.clone(), proposed)));
+        drop(E::Runtime::spawn(confirm::<E>(raft.clone(), asked)));
+        drop(E::Runtime::spawn(write_down::<E>(raft, state)));
+        drop(E::Runtime::spawn(end_leases::<E>(Arc::downgrade(&group.0))));
+        Ok(group)
+    }
+
+    /// Stops taking part. What was acknowledged is on disk.
+    pub async fn close(&self) {
+        let _panicked = self.0.raft.shutdown().await;
+    }
+
+    #[must_use]
+    pub fn id(&self) -> Hash {
+        self.0.settings.id
+    }
+
+    /// Whether it runs; why not, if it stopped by itself.
+    ///
+    /// # Errors
+    /// What stopped it.
+    pub fn running(&self) -> Result<(), String> {
+        self.metrics().running_state.map_err(|error| error.to_string())
+    }
+
+    pub(crate) fn metrics(&self) -> RaftMetrics<Types<E::Runtime>> {
+        self.0.raft.metrics().borrow_watched().clone()
+    }
+
+    pub(crate) fn raft(&self) -> &RaftOf<E> {
+        &self.0.raft
+    }
+
+    /// Where this node stands.
+    ///
+    /// # Errors
+    /// Those of the disk.
+    pub fn standing(&self) -> io::Result<Standing> {
+        let metrics = self.metrics();
+        let membership = metrics.membership_config.membership();
+        Ok(Standing {
+            leader: metrics.current_leader,
+            term: metrics.current_term,
+            voters: membership.voter_ids().collect(),
+            learners: membership.learner_ids().collect(),
+            last_index: metrics.last_log_index.unwrap_or(0),
+            applied_index: metrics.last_applied.map_or(0, |id| id.index),
+            summary: self.0.state.summary()?,
+        })
+    }
+
+    /// Proposes a request and waits for what it did.
+    ///
+    /// # Errors
+    /// [`Trouble`]; only after [`Trouble::Unknown`] may it have been done or still be.
+    pub async fn request(&self, request: Request) -> Outcome {
+        let bytes = vdc::codec::encode(&request).len();
+        if bytes > REQUEST_BYTES_MAX {
+            let (bytes, bytes_max) = (bytes as u64, REQUEST_BYTES_MAX as u64);
+            return Ok(Err(Refusal::TransactionTooLong { bytes, bytes_max }));
+        }
+        let permits = u32::try_from(bytes).unwrap_or(u32::MAX);
+        let Ok(room) = Arc::clone(&self.0.room).try_acquire_many_owned(permits) else { return Err(Trouble::Busy) };
+        let (reply, outcome) = oneshot::channel();
+        let proposal = Proposal { request, bytes, reply, _room: room };
+        self.0.proposals.send(proposal).map_err(|_| unavailable("the group was closed"))?;
+        outcome.await.unwrap_or_else(|_| Err(Trouble::Unknown { why: "the group was closed".into() }))
+    }
+
+    /// Waits until everything that was acknowledged before the call can be read here.
+    ///
+    /// # Errors
+    /// [`Trouble`] if this node does not lead, or no majority confirms that it does.
+    pub async fn linearize(&self) -> Result<(), Trouble> {
+        if let Some(place) = self.read_index().await? {
+            self.0.state.wait_applied(place.index).await.map_err(unavailable)?;
+        }
+        Ok(())
+    }
+
+    async fn read_index(&self) -> Result<Option<Place>, Trouble> {
+        let (reply, confirmed) = oneshot::channel();
+        self.0.reads.send(reply).map_err(|_| unavailable("the group was closed"))?;
+        confirmed.await.map_err(|_| unavailable("the group was closed"))?
+    }
+
+    /// Answers a member or a client.
+    pub(crate) async fn answer(&self, from: Key, ask: Ask) -> Reply {
+        let answered = match ask {
+            Ask::Append { vote, before, entries, committed } => {
+                let decoded: Result<Vec<_>, _> = entries.iter().map(|entry| entry.entry::<E::Runtime>()).collect();
+                let entries = match decoded {
+                    Ok(entries) => entries,
+                    Err(error) => return Reply::Trouble(Trouble::Malformed { why: error.to_string() }),
+                };
+                self.append(vote, before, entries, committed).await
+            }
+            Ask::Vote(ballot) => self.vote(ballot, false).await,
+            Ask::PreVote(ballot) => self.vote(ballot, true).await,
+            Ask::Transfer { from, to, last } => {
+                let request = TransferLeaderRequest::new(from.vote(), to, last.map(Place::id));
+                match self.0.raft.handle_transfer_leader(request).await {
+                    Ok(_) => Ok(Reply::Done),
+                    Err(error) => Err(unavailable(error)),
+                }
+            }
+            Ask::SnapshotBegin { form, .. } => {
+                let mut incoming = self.0.incoming.lock().await;
+                Incoming::begin(&mut incoming, &self.0.env, &self.0.settings.files, from, form).await
+            }
+            Ask::SnapshotRows { form, behind, rows } => {
+                let mut incoming = self.0.incoming.lock().await;
+                Incoming::rows(&mut incoming, &self.0.env, from, &form, behind, rows).await
+            }
+            Ask::SnapshotEnd { vote, form, rows, hash } => self.install(from, vote, &form, rows, hash).await,
+            Ask::Requests(requests) => {
+                let outcomes = requests.into_iter().map(|request| self.request(request));
+                let outcomes: Result<Vec<_>, Trouble> =
+                    futures::future::join_all(outcomes).await.into_iter().collect();
+                outcomes.map(Reply::Answers)
+            }
+            Ask::ReadIndex => self.read_index().await.map(Reply::ReadIndex),
+            Ask::Get { key, stale } => self.get(&key, stale).await,
+            Ask::Range { from, to, rows_max, at, stale } => {
+                let rows_max = usize::try_from(rows_max).unwrap_or(usize::MAX);
+                self.range(&from, &to, rows_max, at, stale).await
+            }
+            Ask::Events { from, wait_ms } => {
+                self.events(from, Duration::from_millis(wait_ms.min(WATCH_MS_MAX))).await
+            }
+            Ask::Status => self.standing().map(Reply::Status).map_err(unavailable),
+        };
+        answered.unwrap_or_else(Reply::Trouble)
+    }
+
+    async fn append(
+        &self,
+        vote: VoteForm,
+        before: Option<Place>,
+        entries: Vec<crate::types::Logged<E::Runtime>>,
+        committed: Option<Place>,
+    ) -> Result<Reply, Trouble> {
+        let request = AppendEntriesRequest {
+            vote: vote.vote(),
+            prev_log_id: before.map(Place::id),
+            entries,
+            leader_commit: committed.map(Place::id),
+        };
+        let appended = match self.0.raft.append_entries(request).await.map_err(unavailable)? {
+            AppendEntriesResponse::Success => Appended::All,
+            AppendEntriesResponse::PartialSuccess(upto) => Appended::Upto(upto.as_ref().map(Place::of)),
+            AppendEntriesResponse::Conflict => Appended::Conflict,
+            AppendEntriesResponse::HigherVote(vote) => Appended::HigherVote(VoteForm::of(&vote)),
+        };
+        Ok(Reply::Append(appended))
+    }
+
+    async fn vote(&self, ballot: Ballot, pre: bool) -> Result<Reply, Trouble> {
+        let mut request = VoteRequest::new(ballot.vote.vote(), ballot.last.map(Place::id));
+        request.leadership_transfer = ballot.transfer;
+        let response: VoteResponse<Types<E::Runtime>> = if pre {
+            self.0.raft.pre_vote(request).await.map_err(unavailable)?
+        } else {
+            self.0.raft.vote(request).await.map_err(unavailable)?
+        };
+        let last = response.last_log_id.as_ref().map(Place::of);
+        Ok(Reply::Vote { vote: VoteForm::of(&response.vote), granted: response.vote_granted, last })
+    }
+
+    async fn install(
+        &self,
+        from: Key,
+        vote: VoteForm,
+        form: &crate::types::SnapshotForm,
+        rows: u64,
+        hash: Hash,
+    ) -> Result<Reply, Trouble> {
+        let mut incoming = self.0.incoming.lock().await;
+        let snapshot = Incoming::end::<E>(&mut incoming, &self.0.env, from, form, rows, hash).await?;
+        let installed = self.0.raft.install_full_snapshot(vote.vote(), snapshot).await.map_err(unavailable)?;
+        Ok(Reply::Installed(VoteForm::of(&installed.vote)))
+    }
+
+    async fn get(&self, key: &[u8], stale: bool) -> Result<Reply, Trouble> {
+        if !stale {
+            self.linearize().await?;
+        }
+        let found = self.0.state.read(|reader| reader.get(key, None)).map_err(unavailable)?;
+        Ok(match found {
+            Ok((row, revision)) => Reply::Row { row, revision },
+            Err(refusal) => Reply::Refused(refusal),
+        })
+    }
+
+    async fn range(
+        &self,
+        from: &[u8],
+        to: &[u8],
+        rows_max: usize,
+        at: Option<Revision>,
+        stale: bool,
+    ) -> Result<Reply, Trouble> {
+        // What was at a revision does not change: it need only be here.
+        if !stale {
+            self.linearize().await?;
+        }
+        let page = self.0.state.read(|reader| reader.range(from, to, rows_max, at)).map_err(unavailable)?;
+        Ok(page.map_or_else(Reply::Refused, Reply::Page))
+    }
+
+    async fn events(&self, from: Revision, wait: Duration) -> Result<Reply, Trouble> {
+        let mut revisions = self.0.state.revisions();
+        let deadline = <E::Runtime as AsyncRuntime>::Instant::now() + wait;
+        loop {
+            revisions.borrow_and_update();
+            let found = self.0.state.read(|reader| reader.events(from, EVENTS_MAX)).map_err(unavailable)?;
+            match found {
+                Ok((events, next)) if !events.is_empty() => return Ok(Reply::Events { events, next }),
+                Err(refusal) => return Ok(Reply::Refused(refusal)),
+                Ok((_, next)) => {
+                    let changed = E::Runtime::timeout_at(deadline, revisions.changed()).await;
+                    if changed.is_err() {
+                        return Ok(Reply::Events { events: vec![], next });
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Packs what is asked for into entries, and hands them to openraft.
+async fn propose<E: Env>(raft: RaftOf<E>, state: StateStore<E>, mut proposals: mpsc::UnboundedReceiver<Proposal>) {
+    let under_way = Arc::new(Semaphore::new(ENTRIES_UNDER_WAY));
+    let mut clock = GroupClock::<E>::default();
+    loop {
+        let Some(first) = proposals.recv().await else { return };
+        // While others are under way, more may come.
+        let Ok(turn) = Arc::clone(&under_way).acquire_owned().await else { return };
+        let mut bytes = first.bytes;
+        let mut batch = vec![first];
+        while batch.len() < ENTRY_REQUESTS
+            && bytes < ENTRY_BYTES_MAX
+            && let Ok(more) = proposals.try_recv()
+        {
+            bytes += more.bytes;
+            batch.push(more);
+        }
+        let stamp_ms = match clock.stamp(&raft, &state) {
+            Ok(stamp_ms) => stamp_ms,
+            Err(trouble) => {
+                for proposal in batch {
+                    let _ = proposal.reply.send(Err(trouble.clone())); // who asked may have gone
+                }
+                continue;
+            }
+        };
+        let (requests, replies): (Vec<_>, Vec<_>) =
+            batch.into_iter().map(|proposal| (proposal.request, (proposal.reply, proposal._room))).unzip();
+        let packed = Packed::new(Entry { stamp_ms, requests });
+        let (responder, outcome) = OneshotResponder::new_pair();
+        let sent = raft.client_write_ff(packed, Some(responder)).await;
+        drop(E::Runtime::spawn(async move {
+            let _turn = turn;
+            let outcomes = match sent {
+                Err(error) => Err(unavailable(error)),
+                Ok(()) => match outcome.await {
+                    Ok(Ok(response)) => Ok(response.data.0),
+                    Ok(Err(error)) => Err(unknown::<E>(error)),
+                    Err(_) => Err(Trouble::Unknown { why: "the node stopped leading".into() }),
+                },
+            };
+            let mut outcomes = outcomes.map(Vec::into_iter);
+            for (reply, _room) in replies {
+                let outcome = match &mut outcomes {
+                    Ok(answers) => answers.next().ok_or_else(|| Trouble::Unknown { why: "no answer".into() }),
+                    Err(trouble) => Err(trouble.clone()),
+                };
+                let _ = reply.send(outcome); // who asked may have gone
+            }
+        }));
+    }
+}
+
+/// An entry that was given to openraft may be committed by another leader, whatever openraft says.
+fn unknown<E: Env>(error: ClientWriteError<Types<E::Runtime>>) -> Trouble {
+    Trouble::Unknown { why: error.to_string() }
+}
+
+/// Confirms that this node leads, once for all who asked before.
+async fn confirm<E: Env>(
+    raft: RaftOf<E>,
+    mut asked: mpsc::UnboundedReceiver<oneshot::Sender<Result<Option<Place>, Trouble>>>,
+) {
+    while let Some(first) = asked.recv().await {
+        let mut waiting = vec![first];
+        while let Ok(more) = asked.try_recv() {
+            waiting.push(more);
+        }
+        let confirmed = match raft.get_read_linearizer(ReadPolicy::ReadIndex).await {
+            Ok(linearizer) => Ok(Some(Place::of(linearizer.read_log_id().log_id()))),
+            Err(RaftError::APIError(LinearizableReadError::ForwardToLeader(forward))) => {
+                Err(Trouble::NotLeader { leader: forward.leader_id })
+            }
+            Err(error) => Err(unavailable(error)),
+        };
+        for reply in waiting {
+            let _ = reply.send(confirmed.clone()); // who asked may have gone
+        }
+    }
+}
+
+/// Writes changes to disk before they fill the memory.
+async fn write_down<E: Env>(raft: RaftOf<E>, state: StateStore<E>) {
+    loop {
+        E::Runtime::sleep(CHECKPOINT_STEP).await;
+        if raft.metrics().borrow_watched().running_state.is_err() {
+            return;
+        }
+        // A snapshot is a checkpoint, after which openraft purges the log.
+        if state.unwritten_bytes() > CHANGES_BYTES && raft.trigger().snapshot().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Has leases end when nobody else asks for anything.
+async fn end_leases<E: Env>(group: std::sync::Weak<Inner<E>>) {
+    let mut clock = GroupClock::<E>::default();
+    loop {
+        E::Runtime::sleep(LEASE_STEP).await;
+        let Some(inner) = group.upgrade() else { return };
+        if inner.raft.metrics().borrow_watched().running_state.is_err() {
+            return;
+        }
+        let Ok(now_ms) = clock.stamp(&inner.raft, &inner.state) else { continue };
+        let due = inner.state.read(|reader| reader.next_end_ms()).ok().flatten().is_some_and(|end| end <= now_ms);
+        if due {
+            let packed = Packed::new(Entry { stamp_ms: now_ms, requests: vec![] });
+            let _later = inner.raft.client_write(packed).await; // the next round tries again
+        }
+    }
+}
+
+/// The group's time as a leader counts it: on from where it stood, by the monotonic clock.
+struct GroupClock<E: Env> {
+    /// The term, the group's time when this node's count began, and when that was.
+    since: Option<(u64, u64, <E::Runtime as AsyncRuntime>::Instant)>,
+}
+
+impl<E: Env> Default for GroupClock<E> {
+    fn default() -> Self {
+        Self { since: None }
+    }
+}
+
+impl<E: Env> GroupClock<E> {
+    fn stamp(&mut self, raft: &RaftOf<E>, state: &StateStore<E>) -> Result<u64, Trouble> {
+        let (term, leads, leader) = {
+            let metrics = raft.metrics();
+            let metrics = metrics.borrow_watched();
+            (metrics.current_term, metrics.state.is_leader(), metrics.current_leader)
+        };
+        if !leads {
+            self.since = None;
+            return Err(Trouble::NotLeader { leader });
+        }
+        let now = <E::Runtime as AsyncRuntime>::Instant::now();
+        if self.since.is_none_or(|(counted, _, _)| counted != term) {
+            let time_ms = state.summary().map_err(unavailable)?.time_ms;
+            self.since = Some((term, time_ms, now));
+        }
+        let (_, base_ms, since) = self.since.expect("set above");
+        let elapsed = u64::try_from((now - since).as_millis()).unwrap_or(u64::MAX);
+        Ok(base_ms.saturating_add(elapsed))
+    }
+}

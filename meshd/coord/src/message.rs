@@ -1,0 +1,289 @@
+//! What the nodes of a group say to each other, and clients to them. One frame asks, one answers; both are canonical CBOR.
+
+use minicbor::bytes::ByteVec;
+use minicbor::{Decode, Encode};
+use vdc::codec::{self, DecodeError};
+use vdc::{Hash, Key};
+use vdc_coord::{Answer, Event, Page, Refusal, Request, Revision, Row, Summary};
+
+use crate::types::{EntryForm, Place, SnapshotForm, VoteForm};
+
+/// Longest frame in bytes: entries of one message, or a piece of a snapshot, or a page, and one value beyond.
+pub const FRAME_BYTES_MAX: usize = 4 << 20;
+
+/// A question to a group.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub(crate) struct Frame {
+    /// The group's founding record.
+    #[n(0)]
+    pub(crate) group: Hash,
+    #[n(1)]
+    pub(crate) ask: Ask,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[cbor(flat)]
+pub(crate) enum Ask {
+    /// Entries for the log behind `before`; none is a heartbeat.
+    #[n(0)]
+    Append {
+        #[n(0)]
+        vote: VoteForm,
+        #[n(1)]
+        before: Option<Place>,
+        #[n(2)]
+        entries: Vec<EntryForm>,
+        #[n(3)]
+        committed: Option<Place>,
+    },
+    #[n(1)]
+    Vote(#[n(0)] Ballot),
+    /// Whether a vote would be given, which binds nobody.
+    #[n(2)]
+    PreVote(#[n(0)] Ballot),
+    /// Lead, if you have all of it.
+    #[n(3)]
+    Transfer {
+        #[n(0)]
+        from: VoteForm,
+        #[n(1)]
+        to: Key,
+        #[n(2)]
+        last: Option<Place>,
+    },
+    /// A snapshot begins, or goes on after the line was cut.
+    #[n(4)]
+    SnapshotBegin {
+        #[n(0)]
+        vote: VoteForm,
+        #[n(1)]
+        form: SnapshotForm,
+    },
+    #[n(5)]
+    SnapshotRows {
+        #[n(0)]
+        form: SnapshotForm,
+        /// Behind which row these come.
+        #[n(1)]
+        behind: Option<Cursor>,
+        #[n(2)]
+        rows: Vec<SnapshotRow>,
+    },
+    #[n(6)]
+    SnapshotEnd {
+        #[n(0)]
+        vote: VoteForm,
+        #[n(1)]
+        form: SnapshotForm,
+        #[n(2)]
+        rows: u64,
+        /// BLAKE3 over all rows in order.
+        #[n(3)]
+        hash: Hash,
+    },
+    /// Changes, asked for by clients.
+    #[n(7)]
+    Requests(#[n(0)] Vec<Request>),
+    /// How far the store must be for a linearizable read now.
+    #[n(8)]
+    ReadIndex,
+    #[n(9)]
+    Get {
+        #[n(0)]
+        key: ByteVec,
+        #[n(1)]
+        stale: bool,
+    },
+    #[n(10)]
+    Range {
+        #[n(0)]
+        from: ByteVec,
+        #[n(1)]
+        to: ByteVec,
+        #[n(2)]
+        rows_max: u64,
+        #[n(3)]
+        at: Option<Revision>,
+        #[n(4)]
+        stale: bool,
+    },
+    /// Changes from a revision on; waits for the first, so long.
+    #[n(11)]
+    Events {
+        #[n(0)]
+        from: Revision,
+        #[n(1)]
+        wait_ms: u64,
+    },
+    #[n(12)]
+    Status,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub(crate) struct Ballot {
+    #[n(0)]
+    pub(crate) vote: VoteForm,
+    #[n(1)]
+    pub(crate) last: Option<Place>,
+    /// The leader itself wants this one to lead.
+    #[n(2)]
+    pub(crate) transfer: bool,
+}
+
+/// A row of a snapshot's by table and key.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Encode, Decode)]
+pub(crate) struct Cursor {
+    #[n(0)]
+    pub(crate) table: u8,
+    #[n(1)]
+    pub(crate) key: ByteVec,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub(crate) struct SnapshotRow {
+    #[n(0)]
+    pub(crate) at: Cursor,
+    #[n(1)]
+    pub(crate) value: ByteVec,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[cbor(flat)]
+pub(crate) enum Reply {
+    #[n(0)]
+    Append(#[n(0)] Appended),
+    #[n(1)]
+    Vote {
+        #[n(0)]
+        vote: VoteForm,
+        #[n(1)]
+        granted: bool,
+        #[n(2)]
+        last: Option<Place>,
+    },
+    /// The last row that arrived; none if the first is wanted.
+    #[n(2)]
+    Snapshot {
+        #[n(0)]
+        have: Option<Cursor>,
+    },
+    #[n(3)]
+    Installed(#[n(0)] VoteForm),
+    #[n(4)]
+    Done,
+    #[n(5)]
+    Answers(#[n(0)] Vec<Result<Answer, Refusal>>),
+    #[n(6)]
+    ReadIndex(#[n(0)] Option<Place>),
+    #[n(7)]
+    Row {
+        #[n(0)]
+        row: Option<Row>,
+        #[n(1)]
+        revision: Revision,
+    },
+    #[n(8)]
+    Page(#[n(0)] Page),
+    #[n(9)]
+    Events {
+        #[n(0)]
+        events: Vec<Event>,
+        #[n(1)]
+        next: Revision,
+    },
+    #[n(10)]
+    Status(#[n(0)] Standing),
+    #[n(11)]
+    Refused(#[n(0)] Refusal),
+    #[n(12)]
+    Trouble(#[n(0)] Trouble),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[cbor(flat)]
+pub(crate) enum Appended {
+    #[n(0)]
+    All,
+    #[n(1)]
+    Upto(#[n(0)] Option<Place>),
+    #[n(2)]
+    Conflict,
+    #[n(3)]
+    HigherVote(#[n(0)] VoteForm),
+}
+
+/// Why a node did not answer what was asked.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode, thiserror::Error)]
+#[cbor(flat)]
+pub enum Trouble {
+    /// It has no such group, or another one by that name.
+    #[n(0)]
+    #[error("the node does not serve group {group}")]
+    UnknownGroup {
+        #[n(0)]
+        group: Hash,
+    },
+    /// Ask the leader.
+    #[n(1)]
+    #[error("the node does not lead the group")]
+    NotLeader {
+        #[n(0)]
+        leader: Option<Key>,
+    },
+    /// There is no majority, or the disk is broken; what was asked for was not done.
+    #[n(2)]
+    #[error("the group cannot do it now: {why}")]
+    Unavailable {
+        #[n(0)]
+        why: String,
+    },
+    /// It was proposed, and what became of it is not known.
+    #[n(3)]
+    #[error("what became of the request is not known: {why}")]
+    Unknown {
+        #[n(0)]
+        why: String,
+    },
+    /// Too much waits already; nothing was done.
+    #[n(4)]
+    #[error("the leader is busy")]
+    Busy,
+    #[n(5)]
+    #[error("the frame is not understood: {why}")]
+    Malformed {
+        #[n(0)]
+        why: String,
+    },
+}
+
+/// Where a node stands in a group.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Standing {
+    #[n(0)]
+    pub leader: Option<Key>,
+    #[n(1)]
+    pub term: u64,
+    #[n(2)]
+    pub voters: Vec<Key>,
+    #[n(3)]
+    pub learners: Vec<Key>,
+    /// Index of the last entry in the node's log, and of the last that it applied.
+    #[n(4)]
+    pub last_index: u64,
+    #[n(5)]
+    pub applied_index: u64,
+    #[n(6)]
+    pub summary: Summary,
+}
+
+pub(crate) fn encode<T: Encode<()>>(value: &T) -> bytes::Bytes {
+    codec::encode(value).into()
+}
+
+pub(crate) fn decode_frame(bytes: &[u8]) -> Result<Frame, DecodeError> {
+    codec::decode("coordination frame", bytes, FRAME_BYTES_MAX)
+}
+
+pub(crate) fn decode_reply(bytes: &[u8]) -> Result<Reply, DecodeError> {
+    codec::decode("coordination answer", bytes, FRAME_BYTES_MAX)
+}
