@@ -138,6 +138,11 @@ fn config(settings: &GroupSettings) -> Config {
         max_in_snapshot_log_to_keep: ENTRIES_KEPT,
         max_payload_entries: 256,
         enable_pre_vote: Some(true),
+        // A leader that starts again has lost what was applied since its last checkpoint, and does not know how far it was
+        // committed: it asks for votes, and knows again.
+        enable_leader_restore: Some(false),
+        // One that no majority answers stops leading, also where its own beats still arrive.
+        quorum_loss_probe_interval: Some(2 * millis(settings.timing.election_max)),
         api_channel_size: Some(4_096),
         notification_channel_size: Some(4_096),
         ..Config::default()
@@ -228,6 +233,32 @@ impl<E: Env> Group<E> {
         })
     }
 
+    /// Has a node follow the group, without a vote.
+    ///
+    /// # Errors
+    /// [`Trouble`] if this node does not lead, or another change is under way.
+    pub async fn add_learner(&self, node: Key) -> Result<(), Trouble> {
+        self.0.raft.add_learner(node, EmptyNode {}, false).await.map(drop).map_err(changing::<E>)
+    }
+
+    /// Has these nodes vote; who voted before and does not any more goes on as a learner.
+    ///
+    /// # Errors
+    /// [`Trouble`] if this node does not lead, or another change is under way, or one of them does not follow yet.
+    pub async fn set_voters(&self, voters: &[Key]) -> Result<(), Trouble> {
+        let voters: std::collections::BTreeSet<Key> = voters.iter().copied().collect();
+        self.0.raft.change_membership(voters, true).await.map(drop).map_err(changing::<E>)
+    }
+
+    /// Has a learner follow no more.
+    ///
+    /// # Errors
+    /// [`Trouble`] if this node does not lead, or another change is under way.
+    pub async fn remove_learner(&self, node: Key) -> Result<(), Trouble> {
+        let change = openraft::ChangeMembers::RemoveNodes(std::collections::BTreeSet::from([node]));
+        self.0.raft.change_membership(change, false).await.map(drop).map_err(changing::<E>)
+    }
+
     /// Proposes a request and waits for what it did.
     ///
     /// # Errors
@@ -304,8 +335,8 @@ impl<E: Env> Group<E> {
                 let rows_max = usize::try_from(rows_max).unwrap_or(usize::MAX);
                 self.range(&from, &to, rows_max, at, stale).await
             }
-            Ask::Events { from, wait_ms } => {
-                self.events(from, Duration::from_millis(wait_ms.min(WATCH_MS_MAX))).await
+            Ask::Events { from, wait_ms, first, end } => {
+                self.events(from, Duration::from_millis(wait_ms.min(WATCH_MS_MAX)), &first, &end).await
             }
             Ask::Status => self.standing().map(Reply::Status).map_err(unavailable),
         };
@@ -387,21 +418,33 @@ impl<E: Env> Group<E> {
         Ok(page.map_or_else(Reply::Refused, Reply::Page))
     }
 
-    async fn events(&self, from: Revision, wait: Duration) -> Result<Reply, Trouble> {
+    async fn events(
+        &self,
+        mut from: Revision,
+        wait: Duration,
+        first: &[u8],
+        end: &[u8],
+    ) -> Result<Reply, Trouble> {
         let mut revisions = self.0.state.revisions();
         let deadline = <E::Runtime as AsyncRuntime>::Instant::now() + wait;
+        let within = |key: &[u8]| key >= first && (end.is_empty() || key < end);
         loop {
-            revisions.borrow_and_update();
+            let now = *revisions.borrow_and_update();
             let found = self.0.state.read(|reader| reader.events(from, EVENTS_MAX)).map_err(unavailable)?;
-            match found {
-                Ok((events, next)) if !events.is_empty() => return Ok(Reply::Events { events, next }),
+            let (mut events, next) = match found {
+                Ok(found) => found,
                 Err(refusal) => return Ok(Reply::Refused(refusal)),
-                Ok((_, next)) => {
-                    let changed = E::Runtime::timeout_at(deadline, revisions.changed()).await;
-                    if changed.is_err() {
-                        return Ok(Reply::Events { events: vec![], next });
-                    }
-                }
+            };
+            events.retain(|event| within(&event.key));
+            if !events.is_empty() {
+                return Ok(Reply::Events { events, next });
+            }
+            from = next;
+            if next <= now {
+                continue; // there are more, which may be of these keys
+            }
+            if E::Runtime::timeout_at(deadline, revisions.changed()).await.is_err() {
+                return Ok(Reply::Events { events, next });
             }
         }
     }
@@ -457,6 +500,15 @@ async fn propose<E: Env>(raft: RaftOf<E>, state: StateStore<E>, mut proposals: m
                 let _ = reply.send(outcome); // who asked may have gone
             }
         }));
+    }
+}
+
+fn changing<E: Env>(error: RaftError<Types<E::Runtime>, ClientWriteError<Types<E::Runtime>>>) -> Trouble {
+    match error {
+        RaftError::APIError(ClientWriteError::ForwardToLeader(forward)) => {
+            Trouble::NotLeader { leader: forward.leader_id }
+        }
+        error => unavailable(error),
     }
 }
 

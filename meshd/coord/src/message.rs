@@ -107,13 +107,17 @@ pub(crate) enum Ask {
         #[n(4)]
         stale: bool,
     },
-    /// Changes from a revision on; waits for the first, so long.
+    /// Changes of keys from `first` up to before `end` (empty: all further), from a revision on; waits for the first, so long.
     #[n(11)]
     Events {
         #[n(0)]
         from: Revision,
         #[n(1)]
         wait_ms: u64,
+        #[n(2)]
+        first: ByteVec,
+        #[n(3)]
+        end: ByteVec,
     },
     #[n(12)]
     Status,
