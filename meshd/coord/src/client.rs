@@ -293,6 +293,29 @@ impl<E: Env> Client<E> {
         }
     }
 
+    /// The row of a key as some member has it, which may be behind: for those who can do with what was.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn get_stale(&self, key: &[u8], limit: Duration) -> Result<(Option<Row>, Revision), ClientError> {
+        let members = Arc::clone(&self.0.members.lock());
+        let mut tries = self.tries(limit);
+        loop {
+            let Some(target) = members.get(tries.next % members.len().max(1)).copied() else {
+                return Err(ClientError::Unavailable { last: tries.last });
+            };
+            tries.next += 1;
+            let ask = Ask::Get { key: key.to_vec().into(), stale: true };
+            let asked = E::Runtime::timeout(TRY_LIMIT, self.0.node.ask(target, self.0.group, ask, TRY_LIMIT)).await;
+            match asked {
+                Ok(Ok(Reply::Row { row, revision })) => return Ok((row, revision)),
+                Ok(Ok(Reply::Refused(refusal))) => return Err(refusal.into()),
+                _ => self.rest(&mut tries).await,
+            }
+            Self::over(&tries)?;
+        }
+    }
+
     /// A page of the rows from `from` up to before `to`, as they are or were after revision `at`.
     ///
     /// # Errors

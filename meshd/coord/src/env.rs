@@ -139,6 +139,9 @@ impl Disk for Directory {
     }
 
     async fn run<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> T {
+        if tokio::runtime::Handle::current().runtime_flavor() == tokio::runtime::RuntimeFlavor::MultiThread {
+            return tokio::task::block_in_place(work);
+        }
         match tokio::task::spawn_blocking(work).await {
             Ok(value) => value,
             Err(error) => std::panic::resume_unwind(error.into_panic()),

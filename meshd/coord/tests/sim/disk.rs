@@ -1,0 +1,268 @@
+//! Disks that lose, tear, stall, fill up and lie.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Debug;
+use std::future::Future;
+use std::io;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use meshd_coord::env::Disk;
+use openraft::AsyncRuntime as _;
+use redb::StorageBackend;
+
+use super::runtime::{self, NodeNumber, SimRuntime, mix};
+
+/// What is written whole or not at all.
+const SECTOR: usize = 512;
+
+#[derive(Debug, Default)]
+struct File {
+    /// What is read now.
+    content: Vec<u8>,
+    /// What is there after a crash, but for sectors that were written since.
+    durable: Vec<u8>,
+    dirty: BTreeSet<usize>,
+}
+
+#[derive(Debug)]
+struct State {
+    node: NodeNumber,
+    seed: u64,
+    files: BTreeMap<String, Arc<Mutex<File>>>,
+    /// Grows with each crash: handles from before do nothing any more.
+    life: u64,
+    bytes_max: u64,
+    stalled_until_ns: u64,
+    broken: bool,
+    /// Syncs that do nothing: the deliberately broken build.
+    lies: bool,
+    /// After so many writes and syncs the node is as good as dead.
+    dies_after: Option<u64>,
+}
+
+/// The disk of one node. It outlives the node's tasks.
+#[derive(Clone)]
+pub struct SimDisk(Arc<Mutex<State>>);
+
+impl Debug for SimDisk {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("SimDisk")
+    }
+}
+
+impl SimDisk {
+    pub fn new(node: NodeNumber, seed: u64) -> Self {
+        Self(Arc::new(Mutex::new(State {
+            node,
+            seed: mix(seed ^ node as u64),
+            files: BTreeMap::new(),
+            life: 0,
+            bytes_max: u64::MAX,
+            stalled_until_ns: 0,
+            broken: false,
+            lies: false,
+            dies_after: None,
+        })))
+    }
+
+    fn state(&self) -> std::sync::MutexGuard<'_, State> {
+        self.0.lock().expect("unpoisoned")
+    }
+
+    /// What was not synced is lost, kept or torn, sector by sector.
+    pub fn crash(&self) {
+        let mut state = self.state();
+        state.life += 1;
+        state.dies_after = None;
+        let (seed, life) = (state.seed, state.life);
+        for (name, file) in &state.files {
+            let mut file = file.lock().expect("unpoisoned");
+            let name = name.bytes().fold(seed ^ life, |hash, byte| mix(hash ^ u64::from(byte)));
+            let mut after = file.durable.clone();
+            // Longer files may have become so, or not yet.
+            if mix(name) % 2 == 0 {
+                after.resize(file.content.len(), 0);
+            }
+            for sector in &file.dirty {
+                let (from, to) = (sector * SECTOR, (sector + 1) * SECTOR);
+                if mix(name ^ *sector as u64) % 2 == 0 {
+                    continue;
+                }
+                let to = to.min(file.content.len()).min(after.len());
+                if from < to {
+                    after[from..to].copy_from_slice(&file.content[from..to]);
+                }
+            }
+            file.content.clone_from(&after);
+            file.durable = after;
+            file.dirty.clear();
+        }
+    }
+
+    pub fn set_room(&self, bytes_max: u64) {
+        self.state().bytes_max = bytes_max;
+    }
+
+    pub fn used(&self) -> u64 {
+        self.state().files.values().map(|file| file.lock().expect("unpoisoned").content.len() as u64).sum()
+    }
+
+    pub fn stall(&self, time: Duration) {
+        self.state().stalled_until_ns = runtime::now_ns() + u64::try_from(time.as_nanos()).expect("short");
+    }
+
+    pub fn set_broken(&self, broken: bool) {
+        self.state().broken = broken;
+    }
+
+    pub fn set_lies(&self, lies: bool) {
+        self.state().lies = lies;
+    }
+
+    /// The node dies in the middle of its writes, after so many.
+    pub fn die_after(&self, writes: u64) {
+        self.state().dies_after = Some(writes);
+    }
+
+    /// Whether [`Self::die_after`] has come.
+    pub fn is_dying(&self) -> bool {
+        self.state().dies_after == Some(0)
+    }
+}
+
+impl State {
+    /// Whether something may still be done by who opened in that life.
+    fn check(&mut self, life: u64, write: bool) -> io::Result<()> {
+        if self.life != life || self.dies_after == Some(0) {
+            return Err(io::Error::other("the node is dead"));
+        }
+        if self.broken {
+            return Err(io::Error::other("input/output error"));
+        }
+        if write && let Some(left) = &mut self.dies_after {
+            *left -= 1;
+        }
+        Ok(())
+    }
+}
+
+#[derive(Debug)]
+struct Backend {
+    disk: SimDisk,
+    file: Arc<Mutex<File>>,
+    life: u64,
+}
+
+impl StorageBackend for Backend {
+    fn len(&self) -> Result<u64, io::Error> {
+        self.disk.state().check(self.life, false)?;
+        Ok(self.file.lock().expect("unpoisoned").content.len() as u64)
+    }
+
+    fn read(&self, offset: u64, out: &mut [u8]) -> Result<(), io::Error> {
+        self.disk.state().check(self.life, false)?;
+        let file = self.file.lock().expect("unpoisoned");
+        let from = usize::try_from(offset).map_err(io::Error::other)?;
+        let found = file.content.get(from..from + out.len());
+        out.copy_from_slice(found.ok_or_else(|| io::Error::from(io::ErrorKind::UnexpectedEof))?);
+        Ok(())
+    }
+
+    fn set_len(&self, len: u64) -> Result<(), io::Error> {
+        let used = self.disk.used();
+        let mut state = self.disk.state();
+        state.check(self.life, true)?;
+        let mut file = self.file.lock().expect("unpoisoned");
+        let grown = len.saturating_sub(file.content.len() as u64);
+        if grown > 0 && used + grown > state.bytes_max {
+            return Err(io::Error::from(io::ErrorKind::StorageFull));
+        }
+        let len = usize::try_from(len).map_err(io::Error::other)?;
+        file.content.resize(len, 0);
+        Ok(())
+    }
+
+    fn sync_data(&self) -> Result<(), io::Error> {
+        let mut state = self.disk.state();
+        state.check(self.life, true)?;
+        if state.lies {
+            return Ok(());
+        }
+        let mut file = self.file.lock().expect("unpoisoned");
+        let File { content, durable, dirty } = &mut *file;
+        durable.resize(content.len(), 0);
+        for sector in std::mem::take(dirty) {
+            let (from, to) = (sector * SECTOR, ((sector + 1) * SECTOR).min(content.len()));
+            if from < to {
+                durable[from..to].copy_from_slice(&content[from..to]);
+            }
+        }
+        Ok(())
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> Result<(), io::Error> {
+        let mut state = self.disk.state();
+        state.check(self.life, true)?;
+        let mut file = self.file.lock().expect("unpoisoned");
+        let from = usize::try_from(offset).map_err(io::Error::other)?;
+        let to = from + data.len();
+        if to > file.content.len() {
+            file.content.resize(to, 0);
+        }
+        file.content[from..to].copy_from_slice(data);
+        file.dirty.extend(from / SECTOR..to.div_ceil(SECTOR));
+        Ok(())
+    }
+}
+
+impl Disk for SimDisk {
+    fn open(&self, file: &str) -> io::Result<Box<dyn StorageBackend>> {
+        let mut state = self.state();
+        let life = state.life;
+        state.check(life, false)?;
+        let file = Arc::clone(state.files.entry(file.to_owned()).or_default());
+        Ok(Box::new(Backend { disk: self.clone(), file, life }))
+    }
+
+    fn exists(&self, file: &str) -> io::Result<bool> {
+        Ok(self.state().files.contains_key(file))
+    }
+
+    fn remove(&self, file: &str) -> io::Result<()> {
+        let mut state = self.state();
+        let life = state.life;
+        state.check(life, true)?;
+        state.files.remove(file);
+        Ok(())
+    }
+
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        let mut state = self.state();
+        let life = state.life;
+        state.check(life, true)?;
+        let file = state.files.remove(from).ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
+        state.files.insert(to.to_owned(), file);
+        Ok(())
+    }
+
+    fn run<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> impl Future<Output = T> + Send {
+        let disk = self.clone();
+        async move {
+            let (wait, node) = {
+                let state = disk.state();
+                let stalled = state.stalled_until_ns.saturating_sub(runtime::now_ns());
+                let usual = 50_000 + runtime::random() % 1_500_000;
+                (Duration::from_nanos(stalled + usual), state.node)
+            };
+            SimRuntime::sleep(wait).await;
+            let value = work();
+            if disk.is_dying() {
+                // Nothing of the node goes on from here; the test finds it and buries it.
+                runtime::note(node as u64);
+                std::future::pending::<()>().await;
+            }
+            value
+        }
+    }
+}

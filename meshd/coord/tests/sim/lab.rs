@@ -1,0 +1,147 @@
+//! A group of nodes that are killed, cut off and started again, and a supervisor as the daemon has one.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use meshd_coord::{Client, Group, GroupSettings, Node, Timing, Trouble};
+use openraft::AsyncRuntime as _;
+use vdc::{Hash, Key};
+
+use super::disk::SimDisk;
+use super::net::{Net, SimEnv, SimTransport, key};
+use super::runtime::{self, NodeNumber, SimRuntime, kill, spawn_for};
+
+pub const GROUP: Hash = Hash([7; 32]);
+/// Clients are numbered from here on.
+pub const CLIENTS: NodeNumber = 20;
+
+/// A group and its world. Cheap to clone.
+#[derive(Clone)]
+pub struct Lab {
+    seed: u64,
+    pub net: Net,
+    pub disks: Vec<SimDisk>,
+    /// Which nodes should run.
+    wanted: Arc<Mutex<Vec<bool>>>,
+}
+
+impl Lab {
+    /// Makes a group of `count` voters.
+    pub async fn start(seed: u64, count: usize) -> Self {
+        let disks = (0..count).map(|number| SimDisk::new(number, seed)).collect();
+        let lab = Self { seed, net: Net::default(), disks, wanted: Arc::new(Mutex::new(vec![true; count])) };
+        for number in 0..count {
+            drop(spawn_for(runtime::TESTER, lab.clone().supervise(number)));
+        }
+        let keys = lab.keys();
+        for number in 1..count {
+            let learner = key(number);
+            lab.change(move |group| async move { group.add_learner(learner).await }).await;
+        }
+        lab.change(move |group| {
+            let keys = keys.clone();
+            async move { group.set_voters(&keys).await }
+        })
+        .await;
+        lab
+    }
+
+    pub fn count(&self) -> usize {
+        self.disks.len()
+    }
+
+    pub fn keys(&self) -> Vec<Key> {
+        (0..self.count()).map(key).collect()
+    }
+
+    fn env(&self, number: NodeNumber) -> SimEnv {
+        let disk = self.disks.get(number).cloned().unwrap_or_else(|| SimDisk::new(number, self.seed));
+        SimEnv { disk, transport: SimTransport { own: number, net: self.net.clone() } }
+    }
+
+    /// Starts a node whenever it should run and does not, and again when it stopped by itself.
+    async fn supervise(self, number: NodeNumber) {
+        loop {
+            if self.disks[number].is_dying() {
+                self.crash(number);
+            }
+            let wanted = self.wanted.lock().expect("unpoisoned")[number];
+            match self.net.node(number) {
+                Some(node) => {
+                    let stopped = node.group(&GROUP).is_none_or(|group| group.running().is_err());
+                    if stopped || !wanted {
+                        self.crash(number);
+                    }
+                }
+                None if wanted => {
+                    let env = self.env(number);
+                    let settings = GroupSettings {
+                        id: GROUP,
+                        node: key(number),
+                        files: "group".into(),
+                        timing: Timing::default(),
+                        found: number == 0,
+                    };
+                    let opened = spawn_for(number, async move {
+                        let node = Node::new(env.clone(), key(number));
+                        let group = Group::open(env, settings).await;
+                        group.map(|group| {
+                            node.add(group);
+                            node
+                        })
+                    });
+                    // A disk that dies while it is opened never answers.
+                    match SimRuntime::timeout(Duration::from_secs(5), opened).await {
+                        Ok(Ok(Ok(node))) => self.net.up(number, node),
+                        _ => self.crash(number),
+                    }
+                }
+                None => {}
+            }
+            SimRuntime::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// As if its power was cut.
+    pub fn crash(&self, number: NodeNumber) {
+        let node = self.net.down(number);
+        kill(number);
+        drop(node);
+        self.disks[number].crash();
+    }
+
+    pub fn want(&self, number: NodeNumber, up: bool) {
+        self.wanted.lock().expect("unpoisoned")[number] = up;
+    }
+
+    pub fn leader(&self) -> Option<NodeNumber> {
+        (0..self.count()).find(|number| {
+            let standing = self.net.node(*number).and_then(|node| node.group(&GROUP)?.standing().ok());
+            standing.is_some_and(|standing| standing.leader == Some(key(*number)))
+        })
+    }
+
+    /// Has a change of members made by whoever leads.
+    pub async fn change<F: Future<Output = Result<(), Trouble>> + Send + 'static>(
+        &self,
+        change: impl Fn(Group<SimEnv>) -> F,
+    ) {
+        for _ in 0..2_000 {
+            let group = self.leader().and_then(|leader| Some((leader, self.net.node(leader)?.group(&GROUP)?)));
+            if let Some((leader, group)) = group {
+                let changed = spawn_for(leader, change(group));
+                if let Ok(Ok(Ok(()))) = SimRuntime::timeout(Duration::from_secs(5), changed).await {
+                    return;
+                }
+            }
+            SimRuntime::sleep(Duration::from_millis(20)).await;
+        }
+        panic!("the members were not changed");
+    }
+
+    /// A client on a box of its own.
+    pub fn client(&self, number: usize) -> Client<SimEnv> {
+        let number = CLIENTS + number;
+        Client::new(Node::new(self.env(number), key(number)), GROUP, &self.keys())
+    }
+}

@@ -1,0 +1,158 @@
+//! Lines between nodes: slow, lossy, cut one way or both, delivering twice.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Debug;
+use std::future::Future;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bytes::Bytes;
+use meshd_coord::Node;
+use meshd_coord::env::{Class, Env, Transport, TransportError};
+use openraft::AsyncRuntime as _;
+use vdc::Key;
+
+use super::disk::SimDisk;
+use super::runtime::{self, NodeNumber, SimRuntime, spawn_for};
+
+#[derive(Default)]
+struct State {
+    nodes: BTreeMap<NodeNumber, Node<SimEnv>>,
+    /// From and to.
+    cut: BTreeSet<(NodeNumber, NodeNumber)>,
+    loss_per_mille: u64,
+    twice_per_mille: u64,
+}
+
+/// All lines of a simulation.
+#[derive(Clone, Default)]
+pub struct Net(Arc<Mutex<State>>);
+
+impl Net {
+    fn state(&self) -> std::sync::MutexGuard<'_, State> {
+        self.0.lock().expect("unpoisoned")
+    }
+
+    pub fn up(&self, number: NodeNumber, node: Node<SimEnv>) {
+        self.state().nodes.insert(number, node);
+    }
+
+    pub fn down(&self, number: NodeNumber) -> Option<Node<SimEnv>> {
+        self.state().nodes.remove(&number)
+    }
+
+    pub fn node(&self, number: NodeNumber) -> Option<Node<SimEnv>> {
+        self.state().nodes.get(&number).cloned()
+    }
+
+    pub fn cut(&self, from: NodeNumber, to: NodeNumber) {
+        self.state().cut.insert((from, to));
+    }
+
+    pub fn heal(&self) {
+        self.state().cut.clear();
+    }
+
+    pub fn set_noise(&self, loss_per_mille: u64, twice_per_mille: u64) {
+        let mut state = self.state();
+        (state.loss_per_mille, state.twice_per_mille) = (loss_per_mille, twice_per_mille);
+    }
+
+    /// Whether a frame arrives, and after what time.
+    fn way(&self, from: NodeNumber, to: NodeNumber) -> Option<Duration> {
+        let state = self.state();
+        let lost = state.cut.contains(&(from, to)) || runtime::random() % 1_000 < state.loss_per_mille;
+        let late = if runtime::random() % 50 == 0 { 30_000_000 } else { 2_000_000 };
+        (!lost).then(|| Duration::from_nanos(200_000 + runtime::random() % late))
+    }
+}
+
+pub fn key(number: NodeNumber) -> Key {
+    Key([u8::try_from(number + 1).expect("few nodes"); 32])
+}
+
+fn number(key: Key) -> NodeNumber {
+    usize::from(key.0[0]) - 1
+}
+
+/// One node's end of the lines.
+#[derive(Clone)]
+pub struct SimTransport {
+    pub own: NodeNumber,
+    pub net: Net,
+}
+
+impl Debug for SimTransport {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("SimTransport")
+    }
+}
+
+impl Transport for SimTransport {
+    fn ask(
+        &self,
+        to: Key,
+        _: Class,
+        frame: Bytes,
+        limit: Duration,
+    ) -> impl Future<Output = Result<Bytes, TransportError>> + Send {
+        let (own, net) = (self.own, self.net.clone());
+        async move {
+            let target = number(to);
+            let broken = |why: &str| TransportError::Broken { node: to, why: why.into() };
+            let exchange = async {
+                let Some(there) = net.way(own, target) else { std::future::pending().await };
+                SimRuntime::sleep(there).await;
+                let Some(node) = net.node(target) else {
+                    return Err(TransportError::Unreachable { node: to, why: "it is down".into() });
+                };
+                let twice = runtime::random() % 1_000 < net.state().twice_per_mille;
+                if twice {
+                    let (node, frame) = (node.clone(), frame.clone());
+                    drop(spawn_for(target, async move {
+                        SimRuntime::sleep(Duration::from_micros(runtime::random() % 50_000)).await;
+                        let _nobody = node.answer(key(own), &frame).await;
+                    }));
+                }
+                let (frame, from) = (frame.clone(), key(own));
+                let answer = spawn_for(target, async move { node.answer(from, &frame).await });
+                let Ok(answer) = answer.await else { return Err(broken("it died")) };
+                let Some(back) = net.way(target, own) else { std::future::pending().await };
+                SimRuntime::sleep(back).await;
+                Ok(answer)
+            };
+            match SimRuntime::timeout(limit, exchange).await {
+                Ok(result) => result,
+                Err(_) => Err(broken("time is up")),
+            }
+        }
+    }
+}
+
+/// What the driver stands on in a simulation.
+#[derive(Clone, Debug)]
+pub struct SimEnv {
+    pub disk: SimDisk,
+    pub transport: SimTransport,
+}
+
+impl Env for SimEnv {
+    type Runtime = SimRuntime;
+    type Disk = SimDisk;
+    type Transport = SimTransport;
+
+    fn disk(&self) -> &SimDisk {
+        &self.disk
+    }
+
+    fn transport(&self) -> &SimTransport {
+        &self.transport
+    }
+
+    fn random(&self) -> [u8; 16] {
+        let mut bytes = [0; 16];
+        bytes[..8].copy_from_slice(&runtime::random().to_be_bytes());
+        bytes[8..].copy_from_slice(&runtime::random().to_be_bytes());
+        bytes
+    }
+}
