@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use openraft::async_runtime::watch::WatchReceiver as _;
@@ -13,6 +13,7 @@ use openraft::raft::{
     AppendEntriesRequest, AppendEntriesResponse, ReadPolicy, TransferLeaderRequest, VoteRequest, VoteResponse,
 };
 use openraft::{AsyncRuntime, Config, Instant as _, Raft, RaftMetrics, SnapshotPolicy};
+use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use vdc::{Hash, Key};
 use vdc_coord::limits::{ENTRY_BYTES_MAX, REQUEST_BYTES_MAX};
@@ -34,6 +35,8 @@ const ENTRY_REQUESTS: usize = 1_024;
 const ENTRIES_UNDER_WAY: usize = 3;
 /// How often a leader looks whether a lease has ended.
 const LEASE_STEP: Duration = Duration::from_millis(250);
+/// How much of the time between two looks counts.
+const CLOCK_STEP_MAX: Duration = Duration::from_millis(500);
 /// How often a node looks whether its changes should be written.
 const CHECKPOINT_STEP: Duration = Duration::from_millis(500);
 /// Entries after which openraft takes a snapshot and purges the log.
@@ -88,6 +91,7 @@ pub enum GroupError {
 }
 
 type RaftOf<E> = Raft<Types<<E as Env>::Runtime>, StateStore<E>>;
+type Clock<E> = Arc<Mutex<GroupClock<E>>>;
 type Outcome = Result<Result<Answer, Refusal>, Trouble>;
 
 struct Proposal {
@@ -106,6 +110,7 @@ struct Inner<E: Env> {
     room: Arc<Semaphore>,
     reads: mpsc::UnboundedSender<oneshot::Sender<Result<Option<Place>, Trouble>>>,
     incoming: tokio::sync::Mutex<Option<Incoming>>,
+    clock: Clock<E>,
 }
 
 /// One group on this node. Cheap to clone.
@@ -170,6 +175,7 @@ impl<E: Env> Group<E> {
             let members = BTreeMap::from([(settings.node, EmptyNode {})]);
             raft.initialize(members).await.map_err(|error| fatal(&error))?;
         }
+        let clock = Clock::<E>::default();
         let (proposals, proposed) = mpsc::unbounded_channel();
         let (reads, asked) = mpsc::unbounded_channel();
         let group = Self(Arc::new(Inner {
@@ -181,8 +187,9 @@ impl<E: Env> Group<E> {
             room: Arc::new(Semaphore::new(WAITING_BYTES)),
             reads,
             incoming: tokio::sync::Mutex::new(None),
+            clock: Arc::clone(&clock),
         }));
-        drop(E::Runtime::spawn(propose::<E>(raft.clone(), state.clone(), proposed)));
+        drop(E::Runtime::spawn(propose::<E>(raft.clone(), state.clone(), clock, proposed)));
         drop(E::Runtime::spawn(confirm::<E>(raft.clone(), asked)));
         drop(E::Runtime::spawn(write_down::<E>(raft, state)));
         drop(E::Runtime::spawn(end_leases::<E>(Arc::downgrade(&group.0))));
@@ -451,9 +458,13 @@ impl<E: Env> Group<E> {
 }
 
 /// Packs what is asked for into entries, and hands them to openraft.
-async fn propose<E: Env>(raft: RaftOf<E>, state: StateStore<E>, mut proposals: mpsc::UnboundedReceiver<Proposal>) {
+async fn propose<E: Env>(
+    raft: RaftOf<E>,
+    state: StateStore<E>,
+    clock: Clock<E>,
+    mut proposals: mpsc::UnboundedReceiver<Proposal>,
+) {
     let under_way = Arc::new(Semaphore::new(ENTRIES_UNDER_WAY));
-    let mut clock = GroupClock::<E>::default();
     loop {
         let Some(first) = proposals.recv().await else { return };
         // While others are under way, more may come.
@@ -467,7 +478,8 @@ async fn propose<E: Env>(raft: RaftOf<E>, state: StateStore<E>, mut proposals: m
             bytes += more.bytes;
             batch.push(more);
         }
-        let stamp_ms = match clock.stamp(&raft, &state) {
+        let stamped = clock.lock().stamp(&raft, &state);
+        let stamp_ms = match stamped {
             Ok(stamp_ms) => stamp_ms,
             Err(trouble) => {
                 for proposal in batch {
@@ -555,15 +567,15 @@ async fn write_down<E: Env>(raft: RaftOf<E>, state: StateStore<E>) {
 }
 
 /// Has leases end when nobody else asks for anything.
-async fn end_leases<E: Env>(group: std::sync::Weak<Inner<E>>) {
-    let mut clock = GroupClock::<E>::default();
+async fn end_leases<E: Env>(group: Weak<Inner<E>>) {
     loop {
         E::Runtime::sleep(LEASE_STEP).await;
         let Some(inner) = group.upgrade() else { return };
         if inner.raft.metrics().borrow_watched().running_state.is_err() {
             return;
         }
-        let Ok(now_ms) = clock.stamp(&inner.raft, &inner.state) else { continue };
+        let stamped = inner.clock.lock().stamp(&inner.raft, &inner.state);
+        let Ok(now_ms) = stamped else { continue };
         let due = inner.state.read(|reader| reader.next_end_ms()).ok().flatten().is_some_and(|end| end <= now_ms);
         if due {
             let packed = Packed::new(Entry { stamp_ms: now_ms, requests: vec![] });
@@ -573,14 +585,22 @@ async fn end_leases<E: Env>(group: std::sync::Weak<Inner<E>>) {
 }
 
 /// The group's time as a leader counts it: on from where it stood, by the monotonic clock.
+///
+/// It is looked at every [`LEASE_STEP`], and a step counts [`CLOCK_STEP_MAX`] at most: a clock that leaps ends no lease by
+/// more than that too early, and a leader that was stopped for a while lets leases live longer.
 struct GroupClock<E: Env> {
-    /// The term, the group's time when this node's count began, and when that was.
-    since: Option<(u64, u64, <E::Runtime as AsyncRuntime>::Instant)>,
+    counting: Option<Counting<E>>,
+}
+
+struct Counting<E: Env> {
+    term: u64,
+    time: Duration,
+    looked: <E::Runtime as AsyncRuntime>::Instant,
 }
 
 impl<E: Env> Default for GroupClock<E> {
     fn default() -> Self {
-        Self { since: None }
+        Self { counting: None }
     }
 }
 
@@ -592,16 +612,21 @@ impl<E: Env> GroupClock<E> {
             (metrics.current_term, metrics.state.is_leader(), metrics.current_leader)
         };
         if !leads {
-            self.since = None;
+            self.counting = None;
             return Err(Trouble::NotLeader { leader });
         }
         let now = <E::Runtime as AsyncRuntime>::Instant::now();
-        if self.since.is_none_or(|(counted, _, _)| counted != term) {
-            let time_ms = state.summary().map_err(unavailable)?.time_ms;
-            self.since = Some((term, time_ms, now));
-        }
-        let (_, base_ms, since) = self.since.expect("set above");
-        let elapsed = u64::try_from((now - since).as_millis()).unwrap_or(u64::MAX);
-        Ok(base_ms.saturating_add(elapsed))
+        let counting = match self.counting.take().filter(|counting| counting.term == term) {
+            Some(Counting { time, looked, .. }) => {
+                Counting { term, time: time + (now - looked).min(CLOCK_STEP_MAX), looked: now }
+            }
+            None => {
+                let time = Duration::from_millis(state.summary().map_err(unavailable)?.time_ms);
+                Counting { term, time, looked: now }
+            }
+        };
+        let stamp = u64::try_from(counting.time.as_millis()).unwrap_or(u64::MAX);
+        self.counting = Some(counting);
+        Ok(stamp)
     }
 }
