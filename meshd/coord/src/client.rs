@@ -9,9 +9,7 @@ use parking_lot::Mutex;
 use tokio::sync::{Mutex as AsyncMutex, Semaphore};
 use vdc::{Hash, Key};
 use vdc_coord::limits::WINDOW;
-use vdc_coord::{
-    Answer, ClientId, Command, Done, Event, LeaseId, Page, Refusal, Request, Revision, Row, Transaction,
-};
+use vdc_coord::{Answer, ClientId, Command, Done, Event, LeaseId, Page, Refusal, Request, Revision, Row, Transaction};
 
 use crate::env::{Env, TransportError};
 use crate::message::{Ask, Reply, Trouble};

@@ -55,6 +55,21 @@ pub trait Disk: Clone + Debug + Send + Sync + 'static {
     fn run<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> impl Future<Output = T> + Send;
 }
 
+/// Does work on a file of the engine's. It panics where a file is damaged in ways that its checksums do not tell; here that is
+/// an error like another.
+pub(crate) fn sound<T>(work: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(work))
+        .unwrap_or_else(|_| Err(io::Error::new(io::ErrorKind::InvalidData, "the file is damaged")))
+}
+
+/// [`sound`] work, off the tasks' threads.
+pub(crate) async fn guarded<T: Send + 'static>(
+    disk: &impl Disk,
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    disk.run(|| sound(work)).await
+}
+
 /// What must not wait behind what.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Class {

@@ -39,10 +39,6 @@ const LEASE_STEP: Duration = Duration::from_millis(250);
 const CLOCK_STEP_MAX: Duration = Duration::from_millis(500);
 /// How often a node looks whether its changes should be written.
 const CHECKPOINT_STEP: Duration = Duration::from_millis(500);
-/// Entries after which openraft takes a snapshot and purges the log.
-const ENTRIES_PER_SNAPSHOT: u64 = 2_000;
-/// Entries that stay in the log behind a snapshot, for members that are a little late.
-const ENTRIES_KEPT: u64 = 1_000;
 /// Longest that a watch waits before it says that there was nothing.
 const WATCH_MS_MAX: u64 = 30_000;
 /// Changes in one answer to a watch.
@@ -79,6 +75,14 @@ pub struct GroupSettings {
     pub timing: Timing,
     /// Whether this node makes the group, if it is not there yet.
     pub found: bool,
+    /// Entries after which the rows are written down and the log is purged; half as many stay in it, for members that are a
+    /// little late.
+    pub entries_per_checkpoint: u64,
+}
+
+impl GroupSettings {
+    /// Usual number of [`Self::entries_per_checkpoint`].
+    pub const ENTRIES_PER_CHECKPOINT: u64 = 2_000;
 }
 
 /// Why a group cannot be served here.
@@ -139,8 +143,9 @@ fn config(settings: &GroupSettings) -> Config {
         heartbeat_interval: millis(settings.timing.heartbeat),
         election_timeout_min: millis(settings.timing.election_min),
         election_timeout_max: millis(settings.timing.election_max),
-        snapshot_policy: SnapshotPolicy::LogsSinceLast(ENTRIES_PER_SNAPSHOT),
-        max_in_snapshot_log_to_keep: ENTRIES_KEPT,
+        snapshot_policy: SnapshotPolicy::LogsSinceLast(settings.entries_per_checkpoint),
+        max_in_snapshot_log_to_keep: settings.entries_per_checkpoint / 2,
+        replication_lag_threshold: settings.entries_per_checkpoint,
         max_payload_entries: 256,
         enable_pre_vote: Some(true),
         // A leader that starts again has lost what was applied since its last checkpoint, and does not know how far it was
@@ -332,8 +337,7 @@ impl<E: Env> Group<E> {
             Ask::SnapshotEnd { vote, form, rows, hash } => self.install(from, vote, &form, rows, hash).await,
             Ask::Requests(requests) => {
                 let outcomes = requests.into_iter().map(|request| self.request(request));
-                let outcomes: Result<Vec<_>, Trouble> =
-                    futures::future::join_all(outcomes).await.into_iter().collect();
+                let outcomes: Result<Vec<_>, Trouble> = futures::future::join_all(outcomes).await.into_iter().collect();
                 outcomes.map(Reply::Answers)
             }
             Ask::ReadIndex => self.read_index().await.map(Reply::ReadIndex),
@@ -425,13 +429,7 @@ impl<E: Env> Group<E> {
         Ok(page.map_or_else(Reply::Refused, Reply::Page))
     }
 
-    async fn events(
-        &self,
-        mut from: Revision,
-        wait: Duration,
-        first: &[u8],
-        end: &[u8],
-    ) -> Result<Reply, Trouble> {
+    async fn events(&self, mut from: Revision, wait: Duration, first: &[u8], end: &[u8]) -> Result<Reply, Trouble> {
         let mut revisions = self.0.state.revisions();
         let deadline = <E::Runtime as AsyncRuntime>::Instant::now() + wait;
         let within = |key: &[u8]| key >= first && (end.is_empty() || key < end);

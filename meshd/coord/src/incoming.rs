@@ -9,7 +9,7 @@ use redb::{Database, Durability};
 use vdc::{Hash, Key};
 use vdc_coord::Table;
 
-use crate::env::{Disk as _, Env};
+use crate::env::{Disk as _, Env, guarded};
 use crate::message::{Cursor, Reply, SnapshotRow, Trouble};
 use crate::network::sum;
 use crate::state::{Checkpoint, SnapshotData, open_database, write_rows};
@@ -44,7 +44,7 @@ impl Incoming {
         *slot = None;
         let file = format!("{files}.incoming");
         let (opener, name) = (env.clone(), file.clone());
-        let opened = env.disk().run(move || {
+        let opened = guarded(env.disk(), move || {
             opener.disk().remove(&name)?;
             open_database(&opener, &name)
         });
@@ -79,7 +79,7 @@ impl Incoming {
         }
         let last = rows.last().map(|row| row.at.clone());
         let database = Arc::clone(&incoming.database);
-        let written = env.disk().run(move || {
+        let written = guarded(env.disk(), move || {
             let rows = rows.iter().filter_map(|row| {
                 let table = Table::from_number(row.at.table)?;
                 Some((table, &row.at.key[..], Some(&row.value[..])))
@@ -107,7 +107,7 @@ impl Incoming {
         let Some(incoming) = slot.take() else { return Err(failed(&io::Error::other("it is not there"))) };
         let meta = form.meta::<E::Runtime>().map_err(|error| Trouble::Malformed { why: error.to_string() })?;
         let (database, stands_for) = (incoming.database, form.clone());
-        let checked = env.disk().run(move || -> io::Result<bool> {
+        let checked = guarded(env.disk(), move || {
             let found = sum(&Checkpoint::read(&database)?)?;
             if found != (rows, hash) {
                 return Ok(false);

@@ -17,7 +17,7 @@ use redb::{Database, Durability, ReadableDatabase as _, ReadableTable as _, Tabl
 use tokio::sync::{mpsc, oneshot};
 use vdc::codec;
 
-use crate::env::{Disk, Env};
+use crate::env::{Disk as _, Env, guarded, sound};
 use crate::types::{EntryForm, Id, LOGGED_BYTES_MAX, Logged, Place, Types, VoteForm, VoteType};
 
 const ENTRIES: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("entries");
@@ -144,7 +144,7 @@ impl<E: Env> LogStore<E> {
     /// Those of the disk; a log that is damaged is told as such.
     pub(crate) async fn open(env: E, file: String) -> io::Result<Self> {
         let disk = env.disk().clone();
-        let opened = env.disk().run(move || -> io::Result<_> {
+        let opened = guarded(env.disk(), move || {
             let backend = Boxed(disk.open(&file)?);
             let database =
                 Database::builder().set_cache_size(PAGES_BYTES).create_with_backend(backend).map_err(other)?;
@@ -154,11 +154,8 @@ impl<E: Env> LogStore<E> {
         let (database, inner) = opened.await?;
         let (writes, queue) = mpsc::unbounded_channel();
         let store = Self { env, database: Arc::new(database), inner: Arc::new(Mutex::new(inner)), writes };
-        let writer = Writer {
-            env: store.env.clone(),
-            database: Arc::clone(&store.database),
-            inner: Arc::clone(&store.inner),
-        };
+        let writer =
+            Writer { env: store.env.clone(), database: Arc::clone(&store.database), inner: Arc::clone(&store.inner) };
         drop(E::Runtime::spawn(writer.run(queue)));
         Ok(store)
     }
@@ -198,7 +195,8 @@ impl<E: Env> LogStore<E> {
             }
             let database = Arc::clone(&self.database);
             let (start, left) = (next, bytes_max.saturating_sub(bytes));
-            let read = self.env.disk().run(move || read_entries::<E::Runtime>(&database, start, cached_from, left));
+            let read =
+                guarded(self.env.disk(), move || read_entries::<E::Runtime>(&database, start, cached_from, left));
             let (more, size) = read.await?;
             bytes += size;
             match more.last() {
@@ -256,7 +254,8 @@ fn load<R: AsyncRuntime>(database: &Database) -> io::Result<Inner<R>> {
     let place = |name: &'static str| -> io::Result<Option<Place>> {
         get(name)?.map(|bytes| codec::decode(name, &bytes, META_BYTES_MAX).map_err(|e| damaged(&e))).transpose()
     };
-    let vote = get(VOTE)?.map(|bytes| codec::decode(VOTE, &bytes, META_BYTES_MAX).map_err(|e| damaged(&e))).transpose()?;
+    let vote =
+        get(VOTE)?.map(|bytes| codec::decode(VOTE, &bytes, META_BYTES_MAX).map_err(|e| damaged(&e))).transpose()?;
     let (purged, committed) = (place(PURGED)?, place(COMMITTED)?);
     let entries = transaction.open_table(ENTRIES).map_err(other)?;
     let last = match entries.last().map_err(other)? {
@@ -313,7 +312,7 @@ impl<E: Env> Writer<E> {
                 .env
                 .disk()
                 .run(move || {
-                    let result = commit(&database, &batch, committed);
+                    let result = sound(|| commit(&database, &batch, committed));
                     (batch, result)
                 })
                 .await;

@@ -7,17 +7,17 @@ use std::time::Duration;
 
 use openraft::alias::{SnapshotOf, VoteOf};
 use openraft::errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Unreachable};
+use openraft::impls::EmptyNode;
 use openraft::network::{RPCOption, RaftNetworkFactory, RaftNetworkV2};
 use openraft::raft::{
     AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, TransferLeaderRequest, TransferLeaderResponse,
     VoteRequest, VoteResponse,
 };
-use openraft::impls::EmptyNode;
 use openraft::{AsyncRuntime, OptionalSend};
 use vdc::{Hash, Key};
 use vdc_coord::{Rows as _, Table};
 
-use crate::env::{Class, Env, Transport as _, TransportError};
+use crate::env::{Class, Env, Transport as _, TransportError, guarded};
 use crate::message::{Appended, Ask, Ballot, Cursor, Frame, Reply, SnapshotRow, decode_reply, encode};
 use crate::state::{Checkpoint, SnapshotData};
 use crate::types::{EntryForm, Place, Types, VoteForm};
@@ -160,9 +160,7 @@ fn ballot<E: Env>(rpc: &VoteRequest<Types<E::Runtime>>) -> Ballot {
 impl<E: Env> Peer<E> {
     async fn ballot(&self, ask: Ask, option: RPCOption) -> Result<VoteResponse<Types<E::Runtime>>, Rpc<E>> {
         match self.ask(Class::Control, ask, option.hard_ttl()).await? {
-            Reply::Vote { vote, granted, last } => {
-                Ok(VoteResponse::new(vote.vote(), last.map(Place::id), granted))
-            }
+            Reply::Vote { vote, granted, last } => Ok(VoteResponse::new(vote.vote(), last.map(Place::id), granted)),
             _ => Err(NetworkError::new(&self.unexpected()).into()),
         }
     }
@@ -182,7 +180,7 @@ impl<E: Env> Peer<E> {
         };
         loop {
             let (source, behind) = (std::sync::Arc::clone(checkpoint), have.clone());
-            let read = crate::env::Disk::run(self.env.disk(), move || piece(&source, behind.as_ref()));
+            let read = guarded(self.env.disk(), move || piece(&source, behind.as_ref()));
             let rows = read.await.map_err(|error| NetworkError::new(&error))?;
             if rows.is_empty() {
                 break;
@@ -193,7 +191,7 @@ impl<E: Env> Peer<E> {
             }
         }
         let source = std::sync::Arc::clone(checkpoint);
-        let summed = crate::env::Disk::run(self.env.disk(), move || sum(&source));
+        let summed = guarded(self.env.disk(), move || sum(&source));
         let (rows, hash) = summed.await.map_err(|error| NetworkError::new(&error))?;
         match self.piece(Ask::SnapshotEnd { vote, form, rows, hash }).await? {
             Reply::Installed(vote) => Ok(SnapshotResponse::new(vote.vote())),

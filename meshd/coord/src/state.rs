@@ -26,7 +26,7 @@ use vdc::codec;
 use vdc_coord::rows::{Visit, bounds};
 use vdc_coord::{Machine, Reader, Revision, Rows, RowsMut, Summary, Table};
 
-use crate::env::{Disk as _, Env};
+use crate::env::{Disk as _, Env, guarded};
 use crate::log::{Boxed, other};
 use crate::types::{Answers, Id, MembershipForm, Place, SnapshotForm, StoredMembershipForm, Types};
 
@@ -320,7 +320,7 @@ impl<E: Env> StateStore<E> {
     /// Those of the disk.
     pub(crate) async fn open(env: E, file: String) -> io::Result<Self> {
         let (opener, name) = (env.clone(), file.clone());
-        let opened = env.disk().run(move || -> io::Result<_> {
+        let opened = guarded(env.disk(), move || {
             let database = open_database(&opener, &name)?;
             let checkpoint = Checkpoint::read(&database)?;
             Ok((database, checkpoint))
@@ -385,10 +385,11 @@ impl<E: Env> StateStore<E> {
             Arc::clone(frozen.get_or_insert_with(freeze))
         };
         let database = Arc::clone(&self.0.database.read());
-        let written = self.0.env.disk().run(move || -> io::Result<_> {
-            let rows = frozen.changes.tables.iter().flat_map(|(table, rows)| {
-                rows.iter().map(|(key, value)| (*table, key.as_slice(), value.as_deref()))
-            });
+        let written = guarded(self.0.env.disk(), move || {
+            let rows =
+                frozen.changes.tables.iter().flat_map(|(table, rows)| {
+                    rows.iter().map(|(key, value)| (*table, key.as_slice(), value.as_deref()))
+                });
             write_rows(&database, rows, Some(&frozen.stands_for), Durability::Immediate)?;
             Checkpoint::read(&database).map(Arc::new)
         });
@@ -495,7 +496,7 @@ impl<E: Env> RaftStateMachine<Types<E::Runtime>> for StateStore<E> {
         };
         let _one = self.0.writing.lock().await;
         let (env, file) = (self.0.env.clone(), self.0.file.clone());
-        let installed = self.0.env.disk().run(move || -> io::Result<_> {
+        let installed = guarded(self.0.env.disk(), move || {
             env.disk().rename(&received, &file)?;
             let database = open_database(&env, &file)?;
             let checkpoint = Checkpoint::read(&database)?;

@@ -28,7 +28,6 @@ const MEMBERS_MAX: usize = 256;
 /// openraft's types for one runtime.
 pub struct Types<R>(PhantomData<fn() -> R>);
 
-
 impl<R> Clone for Types<R> {
     fn clone(&self) -> Self {
         *self

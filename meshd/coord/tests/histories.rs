@@ -21,7 +21,11 @@ const TURMOIL: Duration = Duration::from_secs(25);
 
 #[derive(Clone, Debug)]
 enum Outcome {
-    Done { revision: Revision, read: Option<u64>, changed: bool },
+    Done {
+        revision: Revision,
+        read: Option<u64>,
+        changed: bool,
+    },
     /// Certainly not done.
     Not,
     Unknown,
@@ -284,7 +288,11 @@ async fn scenario(seed: u64, defect: Defect) -> Result<String, String> {
     let history = std::mem::take(&mut *history.lock().expect("unpoisoned"));
     check(&history, &events, upto)?;
     let done = history.records.iter().filter(|record| matches!(record.outcome, Outcome::Done { .. })).count();
-    Ok(format!("{count} nodes, {} operations, {done} done, {} events, {} locks", history.records.len(), events.len(), history.held.len()))
+    let (all, locks, pieces) = (history.records.len(), history.held.len(), lab.net.pieces());
+    let events = events.len();
+    Ok(format!(
+        "{count} nodes, {done} of {all} operations, {events} changes, {locks} locks, {pieces} pieces of snapshots"
+    ))
 }
 
 /// Holds what clients saw against the changes that the group says there were.

@@ -75,7 +75,8 @@ pub struct Cluster {
 
 impl Cluster {
     pub async fn start(count: u8) -> Self {
-        let scratch = tempfile::tempdir_in(option_env!("CARGO_TARGET_TMPDIR").unwrap_or("/tmp")).expect("a scratch directory");
+        let scratch =
+            tempfile::tempdir_in(option_env!("CARGO_TARGET_TMPDIR").unwrap_or("/tmp")).expect("a scratch directory");
         let keys: Vec<Key> = (1..=count).map(|number| Key([number; 32])).collect();
         let cluster = Self { scratch, lines: Lines::default(), keys };
         for key in cluster.keys.clone() {
@@ -116,6 +117,7 @@ impl Cluster {
             files: "group".into(),
             timing: Timing::default(),
             found: key == self.keys[0],
+            entries_per_checkpoint: GroupSettings::ENTRIES_PER_CHECKPOINT,
         };
         node.add(Group::open(env, settings).await.expect("the group opens"));
         self.lines.write().insert(key, node.clone());

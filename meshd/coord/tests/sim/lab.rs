@@ -19,6 +19,7 @@ pub const CLIENTS: NodeNumber = 20;
 #[derive(Clone)]
 pub struct Lab {
     seed: u64,
+    entries_per_checkpoint: u64,
     pub net: Net,
     pub disks: Vec<SimDisk>,
     /// Which nodes should run.
@@ -29,7 +30,14 @@ impl Lab {
     /// Makes a group of `count` voters.
     pub async fn start(seed: u64, count: usize) -> Self {
         let disks = (0..count).map(|number| SimDisk::new(number, seed)).collect();
-        let lab = Self { seed, net: Net::default(), disks, wanted: Arc::new(Mutex::new(vec![true; count])) };
+        let entries_per_checkpoint = 10 + runtime::random() % 150;
+        let lab = Self {
+            seed,
+            entries_per_checkpoint,
+            net: Net::default(),
+            disks,
+            wanted: Arc::new(Mutex::new(vec![true; count])),
+        };
         for number in 0..count {
             drop(spawn_for(runtime::TESTER, lab.clone().supervise(number)));
         }
@@ -81,6 +89,7 @@ impl Lab {
                         files: "group".into(),
                         timing: Timing::default(),
                         found: number == 0,
+                        entries_per_checkpoint: self.entries_per_checkpoint,
                     };
                     let opened = spawn_for(number, async move {
                         let node = Node::new(env.clone(), key(number));

@@ -22,6 +22,8 @@ struct State {
     cut: BTreeSet<(NodeNumber, NodeNumber)>,
     loss_per_mille: u64,
     twice_per_mille: u64,
+    /// Pieces of snapshots that were sent.
+    pieces: u64,
 }
 
 /// All lines of a simulation.
@@ -47,6 +49,10 @@ impl Net {
 
     pub fn cut(&self, from: NodeNumber, to: NodeNumber) {
         self.state().cut.insert((from, to));
+    }
+
+    pub fn pieces(&self) -> u64 {
+        self.state().pieces
     }
 
     pub fn heal(&self) {
@@ -92,11 +98,12 @@ impl Transport for SimTransport {
     fn ask(
         &self,
         to: Key,
-        _: Class,
+        class: Class,
         frame: Bytes,
         limit: Duration,
     ) -> impl Future<Output = Result<Bytes, TransportError>> + Send {
         let (own, net) = (self.own, self.net.clone());
+        net.state().pieces += u64::from(class == Class::Snapshot);
         async move {
             let target = number(to);
             let broken = |why: &str| TransportError::Broken { node: to, why: why.into() };

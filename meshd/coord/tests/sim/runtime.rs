@@ -147,8 +147,7 @@ pub fn spawn_for<T: Send + 'static>(
 /// Ends all tasks of a node, wherever they are.
 pub fn kill(node: NodeNumber) {
     let killed: Vec<Body> = with(|world| {
-        let ids: Vec<TaskId> =
-            world.tasks.iter().filter(|(_, task)| task.node == node).map(|(id, _)| *id).collect();
+        let ids: Vec<TaskId> = world.tasks.iter().filter(|(_, task)| task.node == node).map(|(id, _)| *id).collect();
         world.timers.retain(|_, (of, _)| *of != node);
         ids.iter().filter_map(|id| world.tasks.remove(id)?.body).collect()
     });
