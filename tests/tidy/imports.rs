@@ -55,7 +55,8 @@ const LEAVES: &[(&str, &[&str], &str)] = &[
     ("boringtun", &["meshd-tun"], "the pure overlay sees the Noise trait only; the real engine reads clocks"),
     ("rtnetlink", &["meshd-tun"], "links, addresses and routes are set in one place"),
     ("nftables", &["meshd-firewall"], "the packet filter is written in one place"),
-    ("redb", &["meshd-state"], "what is on disk is written in one place"),
+    ("openraft", &["meshd-coord"], "consensus is behind the driver's own types, which outlive any release of it"),
+    ("redb", &["meshd-coord", "meshd-state"], "what is on disk is written in two places: the roster's store and the groups'"),
     ("libcontainer", &["meshd-shim"], "it forks from its caller: only a program with one thread may hold it"),
     (
         "oci-spec",

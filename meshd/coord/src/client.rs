@@ -12,8 +12,8 @@ use vdc_coord::limits::WINDOW;
 use vdc_coord::{Answer, ClientId, Command, Done, Event, LeaseId, Page, Refusal, Request, Revision, Row, Transaction};
 
 use crate::env::{Env, TransportError};
-use crate::message::{Ask, Reply, Trouble};
 use crate::node::{Node, Unanswered};
+use vdc_coord::wire::{Ask, Reply, Trouble};
 
 /// How long one try may take.
 const TRY_LIMIT: Duration = Duration::from_secs(3);

@@ -22,10 +22,10 @@ use vdc_coord::{Answer, Entry, Refusal, Request, Revision};
 use crate::env::{Disk as _, Env};
 use crate::incoming::Incoming;
 use crate::log::LogStore;
-use crate::message::{Appended, Ask, Ballot, Reply, Standing, Trouble};
 use crate::network::Network;
 use crate::state::{CHANGES_BYTES, StateStore};
-use crate::types::{Packed, Place, Types, VoteForm};
+use crate::types::{EntryExt as _, Packed, PlaceExt as _, Types, VoteExt as _};
+use vdc_coord::wire::{Appended, Ask, Ballot, EntryForm, Place, Reply, SnapshotForm, Standing, Trouble, VoteForm};
 
 /// Bytes of requests that wait for the leader to propose them; more are refused as busy.
 const WAITING_BYTES: usize = 8 << 20;
@@ -392,7 +392,7 @@ impl<E: Env> Group<E> {
         &self,
         from: Key,
         vote: VoteForm,
-        form: &crate::types::SnapshotForm,
+        form: &SnapshotForm,
         rows: u64,
         hash: Hash,
     ) -> Result<Reply, Trouble> {

@@ -10,10 +10,10 @@ use vdc::{Hash, Key};
 use vdc_coord::Table;
 
 use crate::env::{Disk as _, Env, guarded};
-use crate::message::{Cursor, Reply, SnapshotRow, Trouble};
 use crate::network::sum;
 use crate::state::{Checkpoint, SnapshotData, open_database, write_rows};
-use crate::types::{SnapshotForm, Types};
+use crate::types::{SnapshotExt as _, Types};
+use vdc_coord::wire::{Cursor, Reply, SnapshotForm, SnapshotRow, Trouble};
 
 /// A snapshot on its way here.
 #[derive(Debug)]

@@ -4,7 +4,6 @@ pub mod env;
 mod group;
 mod incoming;
 mod log;
-mod message;
 mod network;
 mod node;
 mod state;
@@ -12,5 +11,5 @@ mod types;
 
 pub use client::{Client, ClientError, Watch};
 pub use group::{Group, GroupError, GroupSettings, Timing};
-pub use message::{FRAME_BYTES_MAX, Standing, Trouble};
 pub use node::Node;
+pub use vdc_coord::wire::{FRAME_BYTES_MAX, Standing, Trouble};

@@ -16,9 +16,10 @@ use parking_lot::Mutex;
 use redb::{Database, Durability, ReadableDatabase as _, ReadableTable as _, TableDefinition};
 use tokio::sync::{mpsc, oneshot};
 use vdc::codec;
+use vdc_coord::wire::{EntryForm, Place, VoteForm};
 
 use crate::env::{Disk as _, Env, guarded, sound};
-use crate::types::{EntryForm, Id, LOGGED_BYTES_MAX, Logged, Place, Types, VoteForm, VoteType};
+use crate::types::{EntryExt as _, Id, LOGGED_BYTES_MAX, Logged, PlaceExt as _, Types, VoteExt as _, VoteType};
 
 const ENTRIES: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("entries");
 const META: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("meta");

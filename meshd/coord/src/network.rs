@@ -18,9 +18,11 @@ use vdc::{Hash, Key};
 use vdc_coord::{Rows as _, Table};
 
 use crate::env::{Class, Env, Transport as _, TransportError, guarded};
-use crate::message::{Appended, Ask, Ballot, Cursor, Frame, Reply, SnapshotRow, decode_reply, encode};
 use crate::state::{Checkpoint, SnapshotData};
-use crate::types::{EntryForm, Place, Types, VoteForm};
+use crate::types::{EntryExt as _, PlaceExt as _, Types, VoteExt as _, encode};
+use vdc_coord::wire::{
+    Appended, Ask, Ballot, Cursor, EntryForm, Frame, Place, Reply, SnapshotRow, VoteForm, decode_reply,
+};
 
 /// Bytes of one piece of a snapshot; its last row may be longer.
 const PIECE_BYTES: usize = 1 << 20;

@@ -11,7 +11,8 @@ use vdc::{Hash, Key};
 
 use crate::env::{Class, Env, Transport as _, TransportError};
 use crate::group::Group;
-use crate::message::{Ask, FRAME_BYTES_MAX, Frame, Reply, Trouble, decode_frame, decode_reply, encode};
+use crate::types::encode;
+use vdc_coord::wire::{Ask, FRAME_BYTES_MAX, Frame, Reply, Trouble, decode_frame, decode_reply};
 
 /// The groups that a node serves. Cheap to clone.
 pub struct Node<E: Env>(Arc<Inner<E>>);

@@ -24,11 +24,12 @@ use redb::{Database, Durability, ReadOnlyTable, ReadableDatabase as _, TableDefi
 use tokio::sync::watch;
 use vdc::codec;
 use vdc_coord::rows::{Visit, bounds};
+use vdc_coord::wire::{MembershipForm, Place, SnapshotForm, StoredMembershipForm};
 use vdc_coord::{Machine, Reader, Revision, Rows, RowsMut, Summary, Table};
 
 use crate::env::{Disk as _, Env, guarded};
 use crate::log::{Boxed, other};
-use crate::types::{Answers, Id, MembershipForm, Place, SnapshotForm, StoredMembershipForm, Types};
+use crate::types::{Answers, Id, MembershipExt as _, PlaceExt as _, SnapshotExt as _, StoredExt as _, Types};
 
 /// The driver's own table: what the rows stand for.
 const RAFT: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("raft");

@@ -8,8 +8,6 @@ use std::marker::PhantomData;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use minicbor::bytes::ByteVec;
-use minicbor::{Decode, Encode};
 use openraft::alias::{LogIdOf, SnapshotMetaOf, StoredMembershipOf, VoteOf};
 use openraft::entry::RaftEntry as _;
 use openraft::impls::{BoxedErrorSource, EmptyNode, InlineBatch, OneshotResponder, leader_id_adv};
@@ -18,6 +16,7 @@ use openraft::{AsyncRuntime, EntryPayload, LogId, Membership, OptionalSend, Raft
 use vdc::Key;
 use vdc::codec::DecodeError;
 use vdc_coord::limits::{ENTRY_BYTES_MAX, REQUEST_BYTES_MAX};
+use vdc_coord::wire::{EntryForm, MembershipForm, PayloadForm, Place, SnapshotForm, StoredMembershipForm, VoteForm};
 use vdc_coord::{Answer, Entry, Refusal};
 
 /// Longest entry of a log in bytes: requests are packed up to [`ENTRY_BYTES_MAX`], and one may be longer.
@@ -126,64 +125,51 @@ impl fmt::Display for Answers {
     }
 }
 
-/// Where in a log: term, leader, index.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Encode, Decode)]
-pub(crate) struct Place {
-    #[n(0)]
-    pub(crate) term: u64,
-    #[n(1)]
-    pub(crate) leader: Key,
-    #[n(2)]
-    pub(crate) index: u64,
+/// To and from openraft.
+pub(crate) trait PlaceExt: Sized {
+    fn of(id: &LogId<LeaderId>) -> Self;
+    fn id(self) -> LogId<LeaderId>;
 }
 
-impl Place {
-    pub(crate) fn of(id: &LogId<LeaderId>) -> Self {
+impl PlaceExt for Place {
+    fn of(id: &LogId<LeaderId>) -> Self {
         Self { term: id.leader_id.term, leader: id.leader_id.node_id, index: id.index }
     }
 
-    pub(crate) fn id(self) -> LogId<LeaderId> {
+    fn id(self) -> LogId<LeaderId> {
         LogId { leader_id: LeaderId { term: self.term, node_id: self.leader }, index: self.index }
     }
 }
 
-/// A node's vote.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
-pub(crate) struct VoteForm {
-    #[n(0)]
-    pub(crate) term: u64,
-    #[n(1)]
-    pub(crate) leader: Key,
-    #[n(2)]
-    pub(crate) committed: bool,
+/// To and from openraft.
+pub(crate) trait VoteExt: Sized {
+    fn of(vote: &Vote<LeaderId>) -> Self;
+    fn vote(self) -> Vote<LeaderId>;
 }
 
-impl VoteForm {
-    pub(crate) fn of(vote: &Vote<LeaderId>) -> Self {
+impl VoteExt for VoteForm {
+    fn of(vote: &Vote<LeaderId>) -> Self {
         Self { term: vote.leader_id.term, leader: vote.leader_id.node_id, committed: vote.committed }
     }
 
-    pub(crate) fn vote(self) -> Vote<LeaderId> {
+    fn vote(self) -> Vote<LeaderId> {
         Vote { leader_id: LeaderId { term: self.term, node_id: self.leader }, committed: self.committed }
     }
 }
 
-/// Who belongs to a group: one or, during a change, two sets of voters, and all members.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
-pub(crate) struct MembershipForm {
-    #[n(0)]
-    pub(crate) voters: Vec<Vec<Key>>,
-    #[n(1)]
-    pub(crate) members: Vec<Key>,
+/// To and from openraft.
+pub(crate) trait MembershipExt: Sized {
+    fn of(membership: &Membership<Key, EmptyNode>) -> Self;
+    fn membership(&self) -> Result<Membership<Key, EmptyNode>, DecodeError>;
 }
 
-impl MembershipForm {
-    pub(crate) fn of(membership: &Membership<Key, EmptyNode>) -> Self {
+impl MembershipExt for MembershipForm {
+    fn of(membership: &Membership<Key, EmptyNode>) -> Self {
         let voters = membership.get_joint_config().iter().map(|set| set.iter().copied().collect()).collect();
         Self { voters, members: membership.nodes().map(|(key, _)| *key).collect() }
     }
 
-    pub(crate) fn membership(&self) -> Result<Membership<Key, EmptyNode>, DecodeError> {
+    fn membership(&self) -> Result<Membership<Key, EmptyNode>, DecodeError> {
         let invalid = |why| DecodeError::Invalid { what: "membership", why };
         if self.members.len() > MEMBERS_MAX || self.voters.len() > 2 {
             return Err(invalid("it is too large"));
@@ -194,22 +180,19 @@ impl MembershipForm {
     }
 }
 
-/// A membership with its place in the log.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
-pub(crate) struct StoredMembershipForm {
-    #[n(0)]
-    pub(crate) place: Option<Place>,
-    #[n(1)]
-    pub(crate) membership: MembershipForm,
+/// To and from openraft.
+pub(crate) trait StoredExt: Sized {
+    fn of<R: AsyncRuntime>(stored: &StoredMembershipOf<Types<R>>) -> Self;
+    fn stored<R: AsyncRuntime>(&self) -> Result<StoredMembershipOf<Types<R>>, DecodeError>;
 }
 
-impl StoredMembershipForm {
-    pub(crate) fn of<R: AsyncRuntime>(stored: &StoredMembershipOf<Types<R>>) -> Self {
+impl StoredExt for StoredMembershipForm {
+    fn of<R: AsyncRuntime>(stored: &StoredMembershipOf<Types<R>>) -> Self {
         let place = stored.log_id().as_ref().map(Place::of);
         Self { place, membership: MembershipForm::of(stored.membership()) }
     }
 
-    pub(crate) fn stored<R: AsyncRuntime>(&self) -> Result<StoredMembershipOf<Types<R>>, DecodeError> {
+    fn stored<R: AsyncRuntime>(&self) -> Result<StoredMembershipOf<Types<R>>, DecodeError> {
         // A group that has none yet has no voters, which openraft takes for this one case only.
         if self.place.is_none() && self.membership.voters.is_empty() {
             return Ok(StoredMembership::default());
@@ -218,31 +201,17 @@ impl StoredMembershipForm {
     }
 }
 
-/// One entry of a log.
-#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
-pub(crate) struct EntryForm {
-    #[n(0)]
-    pub(crate) place: Place,
-    #[n(1)]
-    pub(crate) payload: PayloadForm,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
-#[cbor(flat)]
-pub(crate) enum PayloadForm {
-    #[n(0)]
-    Blank,
-    #[n(1)]
-    Entry(#[n(0)] ByteVec),
-    #[n(2)]
-    Membership(#[n(0)] MembershipForm),
-}
-
 /// An entry as openraft has it.
 pub(crate) type Logged<R> = <Types<R> as RaftTypeConfig>::Entry;
 
-impl EntryForm {
-    pub(crate) fn of<R: AsyncRuntime>(entry: &Logged<R>) -> Self {
+/// To and from openraft.
+pub(crate) trait EntryExt: Sized {
+    fn of<R: AsyncRuntime>(entry: &Logged<R>) -> Self;
+    fn entry<R: AsyncRuntime>(&self) -> Result<Logged<R>, DecodeError>;
+}
+
+impl EntryExt for EntryForm {
+    fn of<R: AsyncRuntime>(entry: &Logged<R>) -> Self {
         let payload = match &entry.payload {
             EntryPayload::Blank => PayloadForm::Blank,
             EntryPayload::Normal(packed) => PayloadForm::Entry(packed.bytes.to_vec().into()),
@@ -251,7 +220,7 @@ impl EntryForm {
         Self { place: Place::of(&entry.log_id()), payload }
     }
 
-    pub(crate) fn entry<R: AsyncRuntime>(&self) -> Result<Logged<R>, DecodeError> {
+    fn entry<R: AsyncRuntime>(&self) -> Result<Logged<R>, DecodeError> {
         let payload = match &self.payload {
             PayloadForm::Blank => EntryPayload::Blank,
             PayloadForm::Entry(bytes) => EntryPayload::Normal(Packed::decode(bytes)?),
@@ -261,17 +230,13 @@ impl EntryForm {
     }
 }
 
-/// What a snapshot says of itself.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
-pub(crate) struct SnapshotForm {
-    #[n(0)]
-    pub(crate) place: Option<Place>,
-    #[n(1)]
-    pub(crate) membership: StoredMembershipForm,
+/// To and from openraft.
+pub(crate) trait SnapshotExt: Sized {
+    fn meta<R: AsyncRuntime>(&self) -> Result<SnapshotMetaOf<Types<R>>, DecodeError>;
 }
 
-impl SnapshotForm {
-    pub(crate) fn meta<R: AsyncRuntime>(&self) -> Result<SnapshotMetaOf<Types<R>>, DecodeError> {
+impl SnapshotExt for SnapshotForm {
+    fn meta<R: AsyncRuntime>(&self) -> Result<SnapshotMetaOf<Types<R>>, DecodeError> {
         Ok(openraft::storage::SnapshotMeta {
             last_log_id: self.place.map(Place::id),
             last_membership: self.membership.stored::<R>()?,
@@ -282,3 +247,8 @@ impl SnapshotForm {
 /// Shorthands for what openraft calls these types.
 pub(crate) type Id<R> = LogIdOf<Types<R>>;
 pub(crate) type VoteType<R> = VoteOf<Types<R>>;
+
+/// A frame or an answer, to be sent.
+pub(crate) fn encode<T: minicbor::Encode<()>>(value: &T) -> Bytes {
+    vdc::codec::encode(value).into()
+}

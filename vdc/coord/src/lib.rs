@@ -10,6 +10,7 @@ pub mod machine;
 mod read;
 pub mod rows;
 mod types;
+pub mod wire;
 
 pub use machine::{Machine, Summary};
 pub use read::{Page, Reader};

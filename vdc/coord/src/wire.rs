@@ -1,29 +1,99 @@
-//! What the nodes of a group say to each other, and clients to them. One frame asks, one answers; both are canonical CBOR.
+//! What the nodes of a group say to each other, and clients to them, and what they keep on disk of Raft's. One frame asks, one
+//! answers; all of it is canonical CBOR (see [`vdc::codec`]).
 
 use minicbor::bytes::ByteVec;
 use minicbor::{Decode, Encode};
 use vdc::codec::{self, DecodeError};
 use vdc::{Hash, Key};
-use vdc_coord::{Answer, Event, Page, Refusal, Request, Revision, Row, Summary};
 
-use crate::types::{EntryForm, Place, SnapshotForm, VoteForm};
+use crate::{Answer, Event, Page, Refusal, Request, Revision, Row, Summary};
+
+/// Where in a log: term, leader, index.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Encode, Decode)]
+pub struct Place {
+    #[n(0)]
+    pub term: u64,
+    #[n(1)]
+    pub leader: Key,
+    #[n(2)]
+    pub index: u64,
+}
+
+/// A node's vote.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct VoteForm {
+    #[n(0)]
+    pub term: u64,
+    #[n(1)]
+    pub leader: Key,
+    #[n(2)]
+    pub committed: bool,
+}
+
+/// Who belongs to a group: one or, during a change, two sets of voters, and all members.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
+pub struct MembershipForm {
+    #[n(0)]
+    pub voters: Vec<Vec<Key>>,
+    #[n(1)]
+    pub members: Vec<Key>,
+}
+
+/// A membership with its place in the log.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
+pub struct StoredMembershipForm {
+    #[n(0)]
+    pub place: Option<Place>,
+    #[n(1)]
+    pub membership: MembershipForm,
+}
+
+/// One entry of a log.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct EntryForm {
+    #[n(0)]
+    pub place: Place,
+    #[n(1)]
+    pub payload: PayloadForm,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[cbor(flat)]
+pub enum PayloadForm {
+    #[n(0)]
+    Blank,
+    #[n(1)]
+    Entry(#[n(0)] ByteVec),
+    #[n(2)]
+    Membership(#[n(0)] MembershipForm),
+}
+
+/// What a snapshot says of itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
+pub struct SnapshotForm {
+    #[n(0)]
+    pub place: Option<Place>,
+    #[n(1)]
+    pub membership: StoredMembershipForm,
+}
 
 /// Longest frame in bytes: entries of one message, or a piece of a snapshot, or a page, and one value beyond.
 pub const FRAME_BYTES_MAX: usize = 4 << 20;
 
 /// A question to a group.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
-pub(crate) struct Frame {
+pub struct Frame {
     /// The group's founding record.
     #[n(0)]
-    pub(crate) group: Hash,
+    pub group: Hash,
     #[n(1)]
-    pub(crate) ask: Ask,
+    pub ask: Ask,
 }
 
+/// What is asked.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 #[cbor(flat)]
-pub(crate) enum Ask {
+pub enum Ask {
     /// Entries for the log behind `before`; none is a heartbeat.
     #[n(0)]
     Append {
@@ -124,36 +194,36 @@ pub(crate) enum Ask {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
-pub(crate) struct Ballot {
+pub struct Ballot {
     #[n(0)]
-    pub(crate) vote: VoteForm,
+    pub vote: VoteForm,
     #[n(1)]
-    pub(crate) last: Option<Place>,
+    pub last: Option<Place>,
     /// The leader itself wants this one to lead.
     #[n(2)]
-    pub(crate) transfer: bool,
+    pub transfer: bool,
 }
 
 /// A row of a snapshot's by table and key.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Encode, Decode)]
-pub(crate) struct Cursor {
+pub struct Cursor {
     #[n(0)]
-    pub(crate) table: u8,
+    pub table: u8,
     #[n(1)]
-    pub(crate) key: ByteVec,
+    pub key: ByteVec,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
-pub(crate) struct SnapshotRow {
+pub struct SnapshotRow {
     #[n(0)]
-    pub(crate) at: Cursor,
+    pub at: Cursor,
     #[n(1)]
-    pub(crate) value: ByteVec,
+    pub value: ByteVec,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 #[cbor(flat)]
-pub(crate) enum Reply {
+pub enum Reply {
     #[n(0)]
     Append(#[n(0)] Appended),
     #[n(1)]
@@ -205,7 +275,7 @@ pub(crate) enum Reply {
 
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 #[cbor(flat)]
-pub(crate) enum Appended {
+pub enum Appended {
     #[n(0)]
     All,
     #[n(1)]
@@ -280,14 +350,14 @@ pub struct Standing {
     pub summary: Summary,
 }
 
-pub(crate) fn encode<T: Encode<()>>(value: &T) -> bytes::Bytes {
-    codec::encode(value).into()
-}
-
-pub(crate) fn decode_frame(bytes: &[u8]) -> Result<Frame, DecodeError> {
+/// # Errors
+/// [`DecodeError`] for anything but one canonical frame.
+pub fn decode_frame(bytes: &[u8]) -> Result<Frame, DecodeError> {
     codec::decode("coordination frame", bytes, FRAME_BYTES_MAX)
 }
 
-pub(crate) fn decode_reply(bytes: &[u8]) -> Result<Reply, DecodeError> {
+/// # Errors
+/// [`DecodeError`] for anything but one canonical answer.
+pub fn decode_reply(bytes: &[u8]) -> Result<Reply, DecodeError> {
     codec::decode("coordination answer", bytes, FRAME_BYTES_MAX)
 }
