@@ -4,12 +4,14 @@
 //! twin [`MemoryRows`] in memory. The same entries give the same rows, byte for byte, wherever they are applied. What may be
 //! asked for is bounded by [`limits`]; what is refused is refused with a [`Refusal`] that names the thing, and leaves no trace
 //! but the answer. Clocks do not come in: a group's time is a number that its entries carry (see [`machine`]).
+#![forbid(unsafe_code)]
 
 pub mod limits;
 pub mod machine;
 mod read;
 pub mod rows;
 mod types;
+pub mod voting;
 
 pub use machine::{Machine, Summary};
 pub use read::{Page, Reader};

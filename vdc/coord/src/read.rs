@@ -144,12 +144,7 @@ impl<R: Rows> Reader<'_, R> {
     }
 
     /// What the keys of a range that changed after `at` were then.
-    fn changed_since(
-        &self,
-        from: &[u8],
-        to: &[u8],
-        at: Revision,
-    ) -> Result<BTreeMap<Vec<u8>, Option<Row>>, R::Error> {
+    fn changed_since(&self, from: &[u8], to: &[u8], at: Revision) -> Result<BTreeMap<Vec<u8>, Option<Row>>, R::Error> {
         let mut changed = BTreeMap::new();
         self.0.scan(Table::Events, &revision_key(Revision(at.0 + 1)), &[], &mut |place, value| {
             let key = place.get(8..).unwrap_or_default();

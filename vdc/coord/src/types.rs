@@ -21,7 +21,11 @@ pub struct LeaseId(#[n(0)] pub u64);
 /// Who asks, drawn at random for each start of a client.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Encode, Decode)]
 #[cbor(transparent)]
-pub struct ClientId(#[n(0)] #[cbor(with = "minicbor::bytes")] pub [u8; 16]);
+pub struct ClientId(
+    #[n(0)]
+    #[cbor(with = "minicbor::bytes")]
+    pub [u8; 16],
+);
 
 impl std::fmt::Debug for ClientId {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
