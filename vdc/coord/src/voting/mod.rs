@@ -106,13 +106,14 @@ pub fn majority(voters: usize) -> usize {
 /// Voters that a group of these nodes should have: 1, 3 or 5.
 #[must_use]
 pub fn seats(kind: GroupKind, candidates: &[Candidate]) -> usize {
-    let sites: BTreeSet<_> = candidates.iter().filter(|c| !c.witness).map(|c| c.site).collect();
-    match (kind, sites.len(), candidates.len()) {
-        (_, _, 0..=2) => 1,
-        (GroupKind::Site, _, 3 | 4) | (GroupKind::Vdc, 0 | 1, 3 | 4) => 3,
-        (GroupKind::Site, _, _) | (GroupKind::Vdc, 0 | 1, _) => 5,
-        (GroupKind::Vdc, 2..=4, _) => 3,
-        (GroupKind::Vdc, _, _) => 5,
+    let sites: BTreeSet<_> = candidates.iter().map(|c| c.site).collect();
+    let without_witnesses: BTreeSet<_> = candidates.iter().filter(|c| !c.witness).map(|c| c.site).collect();
+    let is_spread = kind == GroupKind::Vdc && sites.len() > 1;
+    match candidates.len() {
+        0..=2 => 1,
+        _ if is_spread && without_witnesses.len() < 5 => 3,
+        3 | 4 => 3,
+        _ => 5,
     }
 }
 
