@@ -8,13 +8,15 @@
 
 pub mod limits;
 pub mod machine;
+mod memory;
 mod read;
 pub mod rows;
 mod types;
 pub mod voting;
 
 pub use machine::{Machine, Summary};
-pub use read::{Page, Reader};
+pub use memory::{MemoryStore, Store, Watch};
+pub use read::{Outcome, Page, Reader};
 pub use rows::{MemoryRows, Rows, RowsMut, Table};
 pub use types::{
     Answer, ClientId, Command, Compare, Condition, Done, Entry, Event, KeyBytes, Lease, LeaseId, Op, Refusal, Request,

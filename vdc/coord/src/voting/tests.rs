@@ -325,7 +325,7 @@ proptest! {
                 prop_assert!(after.len() <= 6 && after.len().abs_diff(before.len()) <= 1);
                 for out in before.difference(&after) {
                     let hushed = candidates.iter().any(|c| c.key == *out && !c.answers() && !c.is_dead());
-                    let shrinks = seats(kind, &candidates) < before.len() || before.len() % 2 == 0;
+                    let shrinks = seats(kind, &candidates) < before.len() || before.len().is_multiple_of(2);
                     let moves = matches!(step, Step::Replace { .. }) && kind == GroupKind::Vdc;
                     prop_assert!(!hushed || shrinks || moves, "{step:?} takes a voter before its time");
                 }
