@@ -176,7 +176,7 @@ impl<'a, R: RowsMut> Machine<'a, R> {
         if request.number == 0 {
             return Ok(if request.command == Command::Open { Ok(Answer::Opened) } else { Err(Refusal::UnknownClient) });
         }
-        if request.number + WINDOW <= client.highest {
+        if client.highest.saturating_sub(request.number) >= WINDOW {
             return Ok(Err(Refusal::Forgotten { number: request.number }));
         }
         let place = [&request.client.0[..], &request.number.to_be_bytes()].concat();
@@ -204,14 +204,14 @@ impl<'a, R: RowsMut> Machine<'a, R> {
         let before = *client;
         if number > client.highest {
             let first = client.highest.saturating_sub(WINDOW - 1);
-            let first_kept = (number + 1).saturating_sub(WINDOW);
+            let first_kept = number.saturating_sub(WINDOW - 1);
             // Numbers may leap; of those leapt over there is no answer.
-            for gone in first..first_kept.min(client.highest + 1) {
+            for gone in first..first_kept.min(client.highest.saturating_add(1)) {
                 self.rows.delete(Table::Answers, &[&id.0[..], &gone.to_be_bytes()].concat())?;
             }
             client.highest = number;
         }
-        if self.summary.time_ms >= client.used_ms + CLIENT_USE_STEP_MS {
+        if self.summary.time_ms.saturating_sub(client.used_ms) >= CLIENT_USE_STEP_MS {
             self.rows.delete(Table::ClientUses, &pair(client.used_ms, &id.0))?;
             client.used_ms = self.summary.time_ms;
             self.rows.put(Table::ClientUses, &pair(client.used_ms, &id.0), vec![])?;
@@ -279,7 +279,7 @@ impl<'a, R: RowsMut> Machine<'a, R> {
         self.summary.revision.0 += 1;
         let lease = LeaseId(self.summary.revision.0);
         self.summary.leases += 1;
-        self.put_lease(lease, Lease { ttl_ms, ends_ms: self.summary.time_ms + ttl_ms })?;
+        self.put_lease(lease, Lease { ttl_ms, ends_ms: self.summary.time_ms.saturating_add(ttl_ms) })?;
         Ok(Ok(Answer::Lease { lease, ttl_ms }))
     }
 
@@ -288,7 +288,7 @@ impl<'a, R: RowsMut> Machine<'a, R> {
             return Ok(Err(Refusal::LeaseGone { lease }));
         };
         self.rows.delete(Table::LeaseEnds, &pair(held.ends_ms, &id_key(lease)))?;
-        self.put_lease(lease, Lease { ends_ms: self.summary.time_ms + held.ttl_ms, ..held })?;
+        self.put_lease(lease, Lease { ends_ms: self.summary.time_ms.saturating_add(held.ttl_ms), ..held })?;
         Ok(Ok(Answer::Lease { lease, ttl_ms: held.ttl_ms }))
     }
 
