@@ -12,6 +12,9 @@ pub const STEPS_MAX: usize = 512;
 pub const TRANSACTION_BYTES_MAX: usize = 1 << 20;
 /// Rows that one deletion of a range may delete.
 pub const DELETE_MAX: usize = 10_000;
+/// Bytes of keys and rows that one revision may take away or put something else in place of. Its changes carry them, and all
+/// changes of a revision travel together.
+pub const DISPLACED_BYTES_MAX: usize = 2 << 20;
 /// Rows of one page of a range.
 pub const PAGE_ROWS_MAX: usize = 1_000;
 /// Bytes of one page of a range; its first row is returned however long it is.

@@ -14,7 +14,8 @@ use std::ops::ControlFlow;
 use minicbor::{Decode, Encode};
 
 use crate::limits::{
-    CLIENTS_MAX, DELETE_MAX, EVENT_BYTES_MAX, EVENTS_MAX, LEASES_MAX, TRANSACTION_BYTES_MAX, WINDOW, check,
+    CLIENTS_MAX, DELETE_MAX, DISPLACED_BYTES_MAX, EVENT_BYTES_MAX, EVENTS_MAX, KEY_BYTES_MAX, LEASES_MAX,
+    TRANSACTION_BYTES_MAX, VALUE_BYTES_MAX, WINDOW, check,
 };
 use crate::read::Reader;
 use crate::rows::{RowsMut, Table};
@@ -118,9 +119,23 @@ fn below(prefix: &[u8]) -> Vec<u8> {
 struct Changes {
     /// Keys with what stood there before the transaction and what stands there after it.
     keys: BTreeMap<Vec<u8>, (Option<Row>, Option<Row>)>,
+    /// Bytes of these keys and of the rows that stood there.
+    displaced_bytes: usize,
     reads: Vec<Option<Row>>,
     read_bytes: usize,
     deleted: u64,
+}
+
+impl Changes {
+    /// Sets what stands at a key afterwards; `now` is what stands there, with what was done so far.
+    fn set(&mut self, key: &[u8], now: Option<Row>, after: Option<Row>) {
+        if let Some(change) = self.keys.get_mut(key) {
+            change.1 = after;
+            return;
+        }
+        self.displaced_bytes += now.as_ref().map_or(0, |row| key.len() + row.value.len());
+        self.keys.insert(key.to_vec(), (now, after));
+    }
 }
 
 /// Applies entries to rows.
@@ -313,26 +328,35 @@ impl<'a, R: RowsMut> Machine<'a, R> {
         Ok(())
     }
 
-    /// Takes a lease and its keys away, at one revision. How many keys there were.
+    /// Takes a lease and its keys away: at one revision, or at several if there are more than one revision may displace. How
+    /// many keys there were.
     fn end_lease(&mut self, lease: LeaseId) -> Result<u64, R::Error> {
         let Some(held) = Reader(&*self.rows).lease(lease)? else { return Ok(0) };
         let prefix = id_key(lease);
-        let mut keys = vec![];
-        self.rows.scan(Table::LeaseKeys, &prefix, &below(&prefix), &mut |key, _| {
-            keys.push(key.get(8..).unwrap_or_default().to_vec());
-            ControlFlow::Continue(())
-        })?;
-        let mut changes = Changes::default();
-        for key in keys {
-            let before = Reader(&*self.rows).row(&key)?;
-            changes.keys.insert(key, (before, None));
-        }
-        let deleted = changes.keys.len() as u64;
-        self.commit(changes)?;
         self.rows.delete(Table::LeaseEnds, &pair(held.ends_ms, &prefix))?;
         self.rows.delete(Table::Leases, &prefix)?;
         self.summary.leases -= 1;
-        Ok(deleted)
+        let mut deleted = 0;
+        loop {
+            let mut keys = vec![];
+            self.rows.scan(Table::LeaseKeys, &prefix, &below(&prefix), &mut |key, _| {
+                keys.push(key.get(8..).unwrap_or_default().to_vec());
+                if keys.len() < DELETE_MAX { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+            })?;
+            if keys.is_empty() {
+                return Ok(deleted);
+            }
+            let mut changes = Changes::default();
+            for key in keys {
+                let before = Reader(&*self.rows).row(&key)?;
+                changes.set(&key, before, None);
+                if changes.displaced_bytes > DISPLACED_BYTES_MAX - VALUE_BYTES_MAX - KEY_BYTES_MAX {
+                    break;
+                }
+            }
+            deleted += changes.keys.len() as u64;
+            self.commit(changes)?;
+        }
     }
 
     fn transact(&mut self, transaction: &Transaction) -> Result<Result<Done, Refusal>, R::Error> {
@@ -401,20 +425,23 @@ impl<'a, R: RowsMut> Machine<'a, R> {
                     version: now.as_ref().map_or(1, |row| row.version + 1),
                     lease: *lease,
                 };
-                let entry = changes.keys.entry(key.to_vec()).or_insert((now, None));
-                entry.1 = Some(after);
+                changes.set(key, now, Some(after));
             }
             Op::Delete { key } => {
                 if let Some(now) = current(changes, key)? {
-                    changes.keys.entry(key.to_vec()).or_insert((Some(now), None)).1 = None;
+                    changes.set(key, Some(now), None);
                     changes.deleted += 1;
                 }
             }
             Op::DeleteRange { from, to } => {
                 let mut found = vec![];
+                let mut bytes = 0;
                 self.rows.scan(Table::Rows, from, to, &mut |key, value| {
+                    bytes += key.len() + value.len();
                     found.push((key.to_vec(), damaged::<Row>(minicbor::decode(value))));
-                    if found.len() <= DELETE_MAX { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+                    // What is too much is refused below; it need not all be looked at.
+                    let goes_on = found.len() <= DELETE_MAX && bytes <= 2 * DISPLACED_BYTES_MAX;
+                    if goes_on { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
                 })?;
                 if found.len() > DELETE_MAX {
                     return Ok(Err(Refusal::TooManyRows { rows_max: DELETE_MAX as u64 }));
@@ -424,12 +451,16 @@ impl<'a, R: RowsMut> Machine<'a, R> {
                     changes.deleted += u64::from(after.take().is_some());
                 }
                 for (key, row) in found {
-                    if let std::collections::btree_map::Entry::Vacant(vacant) = changes.keys.entry(key) {
-                        vacant.insert((Some(row), None));
+                    if !changes.keys.contains_key(&key) {
+                        changes.set(&key, Some(row), None);
                         changes.deleted += 1;
                     }
                 }
             }
+        }
+        if changes.displaced_bytes > DISPLACED_BYTES_MAX {
+            let (bytes, bytes_max) = (changes.displaced_bytes as u64, DISPLACED_BYTES_MAX as u64);
+            return Ok(Err(Refusal::DisplacesTooMuch { bytes, bytes_max }));
         }
         Ok(Ok(()))
     }

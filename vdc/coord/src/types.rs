@@ -328,6 +328,14 @@ pub enum Refusal {
         #[n(0)]
         number: u64,
     },
+    #[n(14)]
+    #[error("a transaction may delete or replace rows of {bytes_max} bytes together, and not {bytes}: do it in parts")]
+    DisplacesTooMuch {
+        #[n(0)]
+        bytes: u64,
+        #[n(1)]
+        bytes_max: u64,
+    },
 }
 
 /// A change of one key.
