@@ -28,6 +28,8 @@ pub const LEASES_MAX: u64 = 100_000;
 pub const WINDOW: u64 = 64;
 /// Clients that are remembered; the one idle for longest makes way.
 pub const CLIENTS_MAX: u64 = 10_000;
+/// Bytes of the answers that are kept for all clients; one client's [`WINDOW`] of the longest fits twice.
+pub const ANSWER_BYTES_MAX: u64 = 160 << 20;
 /// Changes that are kept for watches and for reading what was, in number and in bytes.
 pub const EVENTS_MAX: u64 = 100_000;
 pub const EVENT_BYTES_MAX: u64 = 64 << 20;

@@ -14,8 +14,8 @@ use std::ops::ControlFlow;
 use minicbor::{Decode, Encode};
 
 use crate::limits::{
-    CLIENTS_MAX, DELETE_MAX, DISPLACED_BYTES_MAX, EVENT_BYTES_MAX, EVENTS_MAX, KEY_BYTES_MAX, LEASES_MAX,
-    TRANSACTION_BYTES_MAX, VALUE_BYTES_MAX, WINDOW, check,
+    ANSWER_BYTES_MAX, CLIENTS_MAX, DELETE_MAX, DISPLACED_BYTES_MAX, EVENT_BYTES_MAX, EVENTS_MAX, KEY_BYTES_MAX,
+    LEASES_MAX, TRANSACTION_BYTES_MAX, VALUE_BYTES_MAX, WINDOW, check,
 };
 use crate::read::Reader;
 use crate::rows::{RowsMut, Table};
@@ -58,6 +58,9 @@ pub struct Summary {
     pub leases: u64,
     #[n(8)]
     pub clients: u64,
+    /// Bytes of the answers that are kept for clients.
+    #[n(9)]
+    pub answer_bytes: u64,
 }
 
 /// What is known of a client.
@@ -209,8 +212,11 @@ impl<'a, R: RowsMut> Machine<'a, R> {
             Ok(answer) => Kept::Answer(answer.clone()),
             Err(refusal) => Kept::Refusal(refusal.clone()),
         };
-        self.rows.put(Table::Answers, &place, encode(&kept))?;
+        let kept = encode(&kept);
+        self.summary.answer_bytes += kept.len() as u64;
+        self.rows.put(Table::Answers, &place, kept)?;
         self.used(&request.client, &mut client, request.number)?;
+        self.bound_answers(&request.client)?;
         Ok(answer)
     }
 
@@ -222,7 +228,7 @@ impl<'a, R: RowsMut> Machine<'a, R> {
             let first_kept = number.saturating_sub(WINDOW - 1);
             // Numbers may leap; of those leapt over there is no answer.
             for gone in first..first_kept.min(client.highest.saturating_add(1)) {
-                self.rows.delete(Table::Answers, &[&id.0[..], &gone.to_be_bytes()].concat())?;
+                self.drop_answer(&[&id.0[..], &gone.to_be_bytes()].concat())?;
             }
             client.highest = number;
         }
@@ -237,31 +243,60 @@ impl<'a, R: RowsMut> Machine<'a, R> {
         Ok(())
     }
 
+    fn drop_answer(&mut self, place: &[u8]) -> Result<(), R::Error> {
+        if let Some(answer) = self.rows.get(Table::Answers, place)? {
+            self.summary.answer_bytes -= answer.len() as u64;
+            self.rows.delete(Table::Answers, place)?;
+        }
+        Ok(())
+    }
+
     /// Makes room for a new client: the two that were idle longest go, if they were idle for long or there are too many.
     fn forget_clients(&mut self) -> Result<(), R::Error> {
-        let mut oldest = vec![];
-        self.rows.scan(Table::ClientUses, &[], &[], &mut |key, _| {
-            oldest.push(key.to_vec());
-            if oldest.len() < 2 { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
-        })?;
-        for key in oldest {
-            let Some((used, id)) = key.split_first_chunk::<8>() else { continue };
-            let idle = self.summary.time_ms.saturating_sub(u64::from_be_bytes(*used));
-            if idle < CLIENT_IDLE_MS && self.summary.clients < CLIENTS_MAX {
+        for use_key in self.idlest()? {
+            let used_ms = use_key.first_chunk().map_or(0, |bytes| u64::from_be_bytes(*bytes));
+            let idle_ms = self.summary.time_ms.saturating_sub(used_ms);
+            if idle_ms < CLIENT_IDLE_MS && self.summary.clients < CLIENTS_MAX {
                 break;
             }
-            let mut answers = vec![];
-            self.rows.scan(Table::Answers, id, &below(id), &mut |key, _| {
-                answers.push(key.to_vec());
-                ControlFlow::Continue(())
-            })?;
-            for answer in answers {
-                self.rows.delete(Table::Answers, &answer)?;
-            }
-            self.rows.delete(Table::Clients, id)?;
-            self.rows.delete(Table::ClientUses, &key)?;
-            self.summary.clients -= 1;
+            self.forget(&use_key)?;
         }
+        Ok(())
+    }
+
+    /// Keeps all answers together within [`ANSWER_BYTES_MAX`]: clients that were idle longest go, but not the one that asks.
+    fn bound_answers(&mut self, asking: &ClientId) -> Result<(), R::Error> {
+        while self.summary.answer_bytes > ANSWER_BYTES_MAX {
+            let idlest = self.idlest()?;
+            let Some(use_key) = idlest.iter().find(|key| !key.ends_with(&asking.0)) else { break };
+            self.forget(use_key)?;
+        }
+        Ok(())
+    }
+
+    /// The keys in [`Table::ClientUses`] of the two clients that were idle longest.
+    fn idlest(&self) -> Result<Vec<Vec<u8>>, R::Error> {
+        let mut idlest = vec![];
+        self.rows.scan(Table::ClientUses, &[], &[], &mut |key, _| {
+            idlest.push(key.to_vec());
+            if idlest.len() < 2 { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        })?;
+        Ok(idlest)
+    }
+
+    fn forget(&mut self, use_key: &[u8]) -> Result<(), R::Error> {
+        let id = use_key.get(8..).unwrap_or_default();
+        let mut answers = vec![];
+        self.rows.scan(Table::Answers, id, &below(id), &mut |key, _| {
+            answers.push(key.to_vec());
+            ControlFlow::Continue(())
+        })?;
+        for answer in answers {
+            self.drop_answer(&answer)?;
+        }
+        self.rows.delete(Table::Clients, id)?;
+        self.rows.delete(Table::ClientUses, use_key)?;
+        self.summary.clients -= 1;
         Ok(())
     }
 
