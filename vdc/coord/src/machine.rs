@@ -177,6 +177,21 @@ impl<'a, R: RowsMut> Machine<'a, R> {
         Ok(answers)
     }
 
+    /// Leaps to a revision that no lost entry can have reached, where a group goes on from rows that may not be the latest: a
+    /// lease granted from now on has a generation above all that were ever told to anybody, and whoever watches is told to
+    /// read again. Returns the store's revision then; one that is further already stays.
+    ///
+    /// # Errors
+    /// Those of the rows; they are then in no known state, and what was done must not be kept.
+    pub fn leap(&mut self, revision: Revision) -> Result<Revision, R::Error> {
+        if revision > self.summary.revision {
+            self.summary.revision = revision;
+            self.compact(Revision(revision.0.saturating_add(1)))?;
+            self.rows.put(Table::Meta, SUMMARY, encode(&self.summary))?;
+        }
+        Ok(self.summary.revision)
+    }
+
     fn request(&mut self, request: &Request) -> Result<Result<Answer, Refusal>, R::Error> {
         let known = self.rows.get(Table::Clients, &request.client.0)?;
         let known: Option<Client> = known.map(|bytes| damaged(minicbor::decode(&bytes)));
