@@ -22,3 +22,6 @@ pub use types::{
     Answer, ClientId, Command, Compare, Condition, Done, Entry, Event, KeyBytes, Lease, LeaseId, Op, Refusal, Request,
     Revision, Row, Transaction,
 };
+
+#[cfg(test)]
+mod tests;
