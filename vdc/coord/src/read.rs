@@ -17,6 +17,7 @@ pub type Outcome<T, E> = Result<Result<T, Refusal>, E>;
 #[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
 pub struct Page {
     #[n(0)]
+    #[cbor(decode_with = "crate::types::short_list")]
     pub rows: Vec<(minicbor::bytes::ByteVec, Row)>,
     /// Of which the range is; to be asked for in the next page, so that both fit together.
     #[n(1)]

@@ -5,6 +5,8 @@ use std::fmt::Debug;
 use minicbor::{Decode, Encode};
 use vdc::codec;
 
+use crate::limits::{KEY_BYTES_MAX, REQUEST_BYTES_MAX, STEPS_MAX, TRANSACTION_BYTES_MAX, check};
+
 use super::{delete, delete_range, put, read, when};
 use crate::{
     Answer, ClientId, Command, Condition, Done, Entry, Event, Lease, LeaseId, Page, Refusal, Request, Revision, Row,
@@ -128,4 +130,24 @@ fn second_encodings_are_refused() {
         assert!(codec::decode::<Entry>("entry", other, 64).is_err(), "{other:02x?}");
     }
     assert!(codec::decode::<Entry>("entry", &entry, 2).is_err(), "longer than allowed");
+}
+
+/// Lists a little too long are refused by name; lists that would only fill memory are not read at all.
+#[test]
+fn lists_of_a_transaction_are_bounded_before_they_take_memory() {
+    let of = |steps| codec::encode(&Transaction { success: vec![read("k"); steps], ..Transaction::default() });
+    assert!(codec::decode::<Transaction>("transaction", &of(4 * STEPS_MAX), 1 << 20).is_ok());
+    assert!(codec::decode::<Transaction>("transaction", &of(4 * STEPS_MAX + 1), 1 << 20).is_err());
+}
+
+/// The largest request fits what is allowed for one.
+#[test]
+fn largest_request_is_within_its_limit() {
+    let value = vec![0; (TRANSACTION_BYTES_MAX - STEPS_MAX * KEY_BYTES_MAX) / STEPS_MAX];
+    let long = "k".repeat(KEY_BYTES_MAX);
+    let success = vec![put(&long, &value, Some(LeaseId(u64::MAX))); STEPS_MAX];
+    let transaction = Transaction { success, ..Transaction::default() };
+    assert_eq!(check(&Command::Transact(transaction.clone())), Ok(()));
+    let request = Request { client: ClientId([7; 16]), number: u64::MAX, command: Command::Transact(transaction) };
+    assert!(codec::encode(&request).len() <= REQUEST_BYTES_MAX);
 }
