@@ -12,6 +12,9 @@ pub const STEPS_MAX: usize = 512;
 pub const TRANSACTION_BYTES_MAX: usize = 1 << 20;
 /// Rows that one deletion of a range may delete.
 pub const DELETE_MAX: usize = 10_000;
+/// Bytes of keys and rows that one revision may take away or put something else in place of. Its changes carry them, and all
+/// changes of a revision travel together.
+pub const DISPLACED_BYTES_MAX: usize = 2 << 20;
 /// Rows of one page of a range.
 pub const PAGE_ROWS_MAX: usize = 1_000;
 /// Bytes of one page of a range; its first row is returned however long it is.
@@ -25,6 +28,8 @@ pub const LEASES_MAX: u64 = 100_000;
 pub const WINDOW: u64 = 64;
 /// Clients that are remembered; the one idle for longest makes way.
 pub const CLIENTS_MAX: u64 = 10_000;
+/// Bytes of the answers that are kept for all clients; one client's [`WINDOW`] of the longest fits twice.
+pub const ANSWER_BYTES_MAX: u64 = 160 << 20;
 /// Changes that are kept for watches and for reading what was, in number and in bytes.
 pub const EVENTS_MAX: u64 = 100_000;
 pub const EVENT_BYTES_MAX: u64 = 64 << 20;
@@ -93,7 +98,10 @@ fn check_transaction(transaction: &Transaction) -> Result<(), Refusal> {
     }
     let mut bytes = 0_usize;
     for compare in &transaction.compares {
-        check_key(&compare.key)?;
+        // Which key does not matter where a lease is asked about, but its length does.
+        if !matches!(compare.condition, Condition::LeaseHeld(_)) || !compare.key.is_empty() {
+            check_key(&compare.key)?;
+        }
         bytes += compare.key.len();
         if let Condition::Value(value) = &compare.condition {
             check_value(value)?;

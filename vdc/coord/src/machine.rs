@@ -14,7 +14,8 @@ use std::ops::ControlFlow;
 use minicbor::{Decode, Encode};
 
 use crate::limits::{
-    CLIENTS_MAX, DELETE_MAX, EVENT_BYTES_MAX, EVENTS_MAX, LEASES_MAX, TRANSACTION_BYTES_MAX, WINDOW, check,
+    ANSWER_BYTES_MAX, CLIENTS_MAX, DELETE_MAX, DISPLACED_BYTES_MAX, EVENT_BYTES_MAX, EVENTS_MAX, KEY_BYTES_MAX,
+    LEASES_MAX, TRANSACTION_BYTES_MAX, VALUE_BYTES_MAX, WINDOW, check,
 };
 use crate::read::Reader;
 use crate::rows::{RowsMut, Table};
@@ -57,6 +58,9 @@ pub struct Summary {
     pub leases: u64,
     #[n(8)]
     pub clients: u64,
+    /// Bytes of the answers that are kept for clients.
+    #[n(9)]
+    pub answer_bytes: u64,
 }
 
 /// What is known of a client.
@@ -118,9 +122,23 @@ fn below(prefix: &[u8]) -> Vec<u8> {
 struct Changes {
     /// Keys with what stood there before the transaction and what stands there after it.
     keys: BTreeMap<Vec<u8>, (Option<Row>, Option<Row>)>,
+    /// Bytes of these keys and of the rows that stood there.
+    displaced_bytes: usize,
     reads: Vec<Option<Row>>,
     read_bytes: usize,
     deleted: u64,
+}
+
+impl Changes {
+    /// Sets what stands at a key afterwards; `now` is what stands there, with what was done so far.
+    fn set(&mut self, key: &[u8], now: Option<Row>, after: Option<Row>) {
+        if let Some(change) = self.keys.get_mut(key) {
+            change.1 = after;
+            return;
+        }
+        self.displaced_bytes += now.as_ref().map_or(0, |row| key.len() + row.value.len());
+        self.keys.insert(key.to_vec(), (now, after));
+    }
 }
 
 /// Applies entries to rows.
@@ -159,6 +177,21 @@ impl<'a, R: RowsMut> Machine<'a, R> {
         Ok(answers)
     }
 
+    /// Leaps to a revision that no lost entry can have reached, where a group goes on from rows that may not be the latest: a
+    /// lease granted from now on has a generation above all that were ever told to anybody, and whoever watches is told to
+    /// read again. Returns the store's revision then; one that is further already stays.
+    ///
+    /// # Errors
+    /// Those of the rows; they are then in no known state, and what was done must not be kept.
+    pub fn leap(&mut self, revision: Revision) -> Result<Revision, R::Error> {
+        if revision > self.summary.revision {
+            self.summary.revision = revision;
+            self.compact(Revision(revision.0.saturating_add(1)))?;
+            self.rows.put(Table::Meta, SUMMARY, encode(&self.summary))?;
+        }
+        Ok(self.summary.revision)
+    }
+
     fn request(&mut self, request: &Request) -> Result<Result<Answer, Refusal>, R::Error> {
         let known = self.rows.get(Table::Clients, &request.client.0)?;
         let known: Option<Client> = known.map(|bytes| damaged(minicbor::decode(&bytes)));
@@ -176,7 +209,7 @@ impl<'a, R: RowsMut> Machine<'a, R> {
         if request.number == 0 {
             return Ok(if request.command == Command::Open { Ok(Answer::Opened) } else { Err(Refusal::UnknownClient) });
         }
-        if request.number + WINDOW <= client.highest {
+        if client.highest.saturating_sub(request.number) >= WINDOW {
             return Ok(Err(Refusal::Forgotten { number: request.number }));
         }
         let place = [&request.client.0[..], &request.number.to_be_bytes()].concat();
@@ -194,8 +227,11 @@ impl<'a, R: RowsMut> Machine<'a, R> {
             Ok(answer) => Kept::Answer(answer.clone()),
             Err(refusal) => Kept::Refusal(refusal.clone()),
         };
-        self.rows.put(Table::Answers, &place, encode(&kept))?;
+        let kept = encode(&kept);
+        self.summary.answer_bytes += kept.len() as u64;
+        self.rows.put(Table::Answers, &place, kept)?;
         self.used(&request.client, &mut client, request.number)?;
+        self.bound_answers(&request.client)?;
         Ok(answer)
     }
 
@@ -204,14 +240,14 @@ impl<'a, R: RowsMut> Machine<'a, R> {
         let before = *client;
         if number > client.highest {
             let first = client.highest.saturating_sub(WINDOW - 1);
-            let first_kept = (number + 1).saturating_sub(WINDOW);
+            let first_kept = number.saturating_sub(WINDOW - 1);
             // Numbers may leap; of those leapt over there is no answer.
-            for gone in first..first_kept.min(client.highest + 1) {
-                self.rows.delete(Table::Answers, &[&id.0[..], &gone.to_be_bytes()].concat())?;
+            for gone in first..first_kept.min(client.highest.saturating_add(1)) {
+                self.drop_answer(&[&id.0[..], &gone.to_be_bytes()].concat())?;
             }
             client.highest = number;
         }
-        if self.summary.time_ms >= client.used_ms + CLIENT_USE_STEP_MS {
+        if self.summary.time_ms.saturating_sub(client.used_ms) >= CLIENT_USE_STEP_MS {
             self.rows.delete(Table::ClientUses, &pair(client.used_ms, &id.0))?;
             client.used_ms = self.summary.time_ms;
             self.rows.put(Table::ClientUses, &pair(client.used_ms, &id.0), vec![])?;
@@ -222,31 +258,60 @@ impl<'a, R: RowsMut> Machine<'a, R> {
         Ok(())
     }
 
+    fn drop_answer(&mut self, place: &[u8]) -> Result<(), R::Error> {
+        if let Some(answer) = self.rows.get(Table::Answers, place)? {
+            self.summary.answer_bytes -= answer.len() as u64;
+            self.rows.delete(Table::Answers, place)?;
+        }
+        Ok(())
+    }
+
     /// Makes room for a new client: the two that were idle longest go, if they were idle for long or there are too many.
     fn forget_clients(&mut self) -> Result<(), R::Error> {
-        let mut oldest = vec![];
-        self.rows.scan(Table::ClientUses, &[], &[], &mut |key, _| {
-            oldest.push(key.to_vec());
-            if oldest.len() < 2 { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
-        })?;
-        for key in oldest {
-            let Some((used, id)) = key.split_first_chunk::<8>() else { continue };
-            let idle = self.summary.time_ms.saturating_sub(u64::from_be_bytes(*used));
-            if idle < CLIENT_IDLE_MS && self.summary.clients < CLIENTS_MAX {
+        for use_key in self.idlest()? {
+            let used_ms = use_key.first_chunk().map_or(0, |bytes| u64::from_be_bytes(*bytes));
+            let idle_ms = self.summary.time_ms.saturating_sub(used_ms);
+            if idle_ms < CLIENT_IDLE_MS && self.summary.clients < CLIENTS_MAX {
                 break;
             }
-            let mut answers = vec![];
-            self.rows.scan(Table::Answers, id, &below(id), &mut |key, _| {
-                answers.push(key.to_vec());
-                ControlFlow::Continue(())
-            })?;
-            for answer in answers {
-                self.rows.delete(Table::Answers, &answer)?;
-            }
-            self.rows.delete(Table::Clients, id)?;
-            self.rows.delete(Table::ClientUses, &key)?;
-            self.summary.clients -= 1;
+            self.forget(&use_key)?;
         }
+        Ok(())
+    }
+
+    /// Keeps all answers together within [`ANSWER_BYTES_MAX`]: clients that were idle longest go, but not the one that asks.
+    fn bound_answers(&mut self, asking: &ClientId) -> Result<(), R::Error> {
+        while self.summary.answer_bytes > ANSWER_BYTES_MAX {
+            let idlest = self.idlest()?;
+            let Some(use_key) = idlest.iter().find(|key| !key.ends_with(&asking.0)) else { break };
+            self.forget(use_key)?;
+        }
+        Ok(())
+    }
+
+    /// The keys in [`Table::ClientUses`] of the two clients that were idle longest.
+    fn idlest(&self) -> Result<Vec<Vec<u8>>, R::Error> {
+        let mut idlest = vec![];
+        self.rows.scan(Table::ClientUses, &[], &[], &mut |key, _| {
+            idlest.push(key.to_vec());
+            if idlest.len() < 2 { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        })?;
+        Ok(idlest)
+    }
+
+    fn forget(&mut self, use_key: &[u8]) -> Result<(), R::Error> {
+        let id = use_key.get(8..).unwrap_or_default();
+        let mut answers = vec![];
+        self.rows.scan(Table::Answers, id, &below(id), &mut |key, _| {
+            answers.push(key.to_vec());
+            ControlFlow::Continue(())
+        })?;
+        for answer in answers {
+            self.drop_answer(&answer)?;
+        }
+        self.rows.delete(Table::Clients, id)?;
+        self.rows.delete(Table::ClientUses, use_key)?;
+        self.summary.clients -= 1;
         Ok(())
     }
 
@@ -279,7 +344,7 @@ impl<'a, R: RowsMut> Machine<'a, R> {
         self.summary.revision.0 += 1;
         let lease = LeaseId(self.summary.revision.0);
         self.summary.leases += 1;
-        self.put_lease(lease, Lease { ttl_ms, ends_ms: self.summary.time_ms + ttl_ms })?;
+        self.put_lease(lease, Lease { ttl_ms, ends_ms: self.summary.time_ms.saturating_add(ttl_ms) })?;
         Ok(Ok(Answer::Lease { lease, ttl_ms }))
     }
 
@@ -288,7 +353,7 @@ impl<'a, R: RowsMut> Machine<'a, R> {
             return Ok(Err(Refusal::LeaseGone { lease }));
         };
         self.rows.delete(Table::LeaseEnds, &pair(held.ends_ms, &id_key(lease)))?;
-        self.put_lease(lease, Lease { ends_ms: self.summary.time_ms + held.ttl_ms, ..held })?;
+        self.put_lease(lease, Lease { ends_ms: self.summary.time_ms.saturating_add(held.ttl_ms), ..held })?;
         Ok(Ok(Answer::Lease { lease, ttl_ms: held.ttl_ms }))
     }
 
@@ -313,26 +378,35 @@ impl<'a, R: RowsMut> Machine<'a, R> {
         Ok(())
     }
 
-    /// Takes a lease and its keys away, at one revision. How many keys there were.
+    /// Takes a lease and its keys away: at one revision, or at several if there are more than one revision may displace. How
+    /// many keys there were.
     fn end_lease(&mut self, lease: LeaseId) -> Result<u64, R::Error> {
         let Some(held) = Reader(&*self.rows).lease(lease)? else { return Ok(0) };
         let prefix = id_key(lease);
-        let mut keys = vec![];
-        self.rows.scan(Table::LeaseKeys, &prefix, &below(&prefix), &mut |key, _| {
-            keys.push(key.get(8..).unwrap_or_default().to_vec());
-            ControlFlow::Continue(())
-        })?;
-        let mut changes = Changes::default();
-        for key in keys {
-            let before = Reader(&*self.rows).row(&key)?;
-            changes.keys.insert(key, (before, None));
-        }
-        let deleted = changes.keys.len() as u64;
-        self.commit(changes)?;
         self.rows.delete(Table::LeaseEnds, &pair(held.ends_ms, &prefix))?;
         self.rows.delete(Table::Leases, &prefix)?;
         self.summary.leases -= 1;
-        Ok(deleted)
+        let mut deleted = 0;
+        loop {
+            let mut keys = vec![];
+            self.rows.scan(Table::LeaseKeys, &prefix, &below(&prefix), &mut |key, _| {
+                keys.push(key.get(8..).unwrap_or_default().to_vec());
+                if keys.len() < DELETE_MAX { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+            })?;
+            if keys.is_empty() {
+                return Ok(deleted);
+            }
+            let mut changes = Changes::default();
+            for key in keys {
+                let before = Reader(&*self.rows).row(&key)?;
+                changes.set(&key, before, None);
+                if changes.displaced_bytes > DISPLACED_BYTES_MAX - VALUE_BYTES_MAX - KEY_BYTES_MAX {
+                    break;
+                }
+            }
+            deleted += changes.keys.len() as u64;
+            self.commit(changes)?;
+        }
     }
 
     fn transact(&mut self, transaction: &Transaction) -> Result<Result<Done, Refusal>, R::Error> {
@@ -401,20 +475,23 @@ impl<'a, R: RowsMut> Machine<'a, R> {
                     version: now.as_ref().map_or(1, |row| row.version + 1),
                     lease: *lease,
                 };
-                let entry = changes.keys.entry(key.to_vec()).or_insert((now, None));
-                entry.1 = Some(after);
+                changes.set(key, now, Some(after));
             }
             Op::Delete { key } => {
                 if let Some(now) = current(changes, key)? {
-                    changes.keys.entry(key.to_vec()).or_insert((Some(now), None)).1 = None;
+                    changes.set(key, Some(now), None);
                     changes.deleted += 1;
                 }
             }
             Op::DeleteRange { from, to } => {
                 let mut found = vec![];
+                let mut bytes = 0;
                 self.rows.scan(Table::Rows, from, to, &mut |key, value| {
+                    bytes += key.len() + value.len();
                     found.push((key.to_vec(), damaged::<Row>(minicbor::decode(value))));
-                    if found.len() <= DELETE_MAX { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+                    // What is too much is refused below; it need not all be looked at.
+                    let goes_on = found.len() <= DELETE_MAX && bytes <= 2 * DISPLACED_BYTES_MAX;
+                    if goes_on { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
                 })?;
                 if found.len() > DELETE_MAX {
                     return Ok(Err(Refusal::TooManyRows { rows_max: DELETE_MAX as u64 }));
@@ -424,12 +501,16 @@ impl<'a, R: RowsMut> Machine<'a, R> {
                     changes.deleted += u64::from(after.take().is_some());
                 }
                 for (key, row) in found {
-                    if let std::collections::btree_map::Entry::Vacant(vacant) = changes.keys.entry(key) {
-                        vacant.insert((Some(row), None));
+                    if !changes.keys.contains_key(&key) {
+                        changes.set(&key, Some(row), None);
                         changes.deleted += 1;
                     }
                 }
             }
+        }
+        if changes.displaced_bytes > DISPLACED_BYTES_MAX {
+            let (bytes, bytes_max) = (changes.displaced_bytes as u64, DISPLACED_BYTES_MAX as u64);
+            return Ok(Err(Refusal::DisplacesTooMuch { bytes, bytes_max }));
         }
         Ok(Ok(()))
     }

@@ -10,10 +10,14 @@ use crate::machine::{SUMMARY, Summary, damaged, id_key, revision_key};
 use crate::rows::{Rows, Table};
 use crate::{Event, Lease, LeaseId, Refusal, Revision, Row};
 
+/// What is answered or refused, unless the rows cannot be read.
+pub type Outcome<T, E> = Result<Result<T, Refusal>, E>;
+
 /// Part of a range.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
 pub struct Page {
     #[n(0)]
+    #[cbor(decode_with = "crate::types::short_list")]
     pub rows: Vec<(minicbor::bytes::ByteVec, Row)>,
     /// Of which the range is; to be asked for in the next page, so that both fit together.
     #[n(1)]
@@ -66,7 +70,7 @@ impl<R: Rows> Reader<'_, R> {
     ///
     /// # Errors
     /// Those of the rows.
-    pub fn get(&self, key: &[u8], at: Option<Revision>) -> Result<Result<(Option<Row>, Revision), Refusal>, R::Error> {
+    pub fn get(&self, key: &[u8], at: Option<Revision>) -> Outcome<(Option<Row>, Revision), R::Error> {
         if let Err(refusal) = check_key(key) {
             return Ok(Err(refusal));
         }
@@ -79,13 +83,7 @@ impl<R: Rows> Reader<'_, R> {
     ///
     /// # Errors
     /// Those of the rows.
-    pub fn range(
-        &self,
-        from: &[u8],
-        to: &[u8],
-        rows_max: usize,
-        at: Option<Revision>,
-    ) -> Result<Result<Page, Refusal>, R::Error> {
+    pub fn range(&self, from: &[u8], to: &[u8], rows_max: usize, at: Option<Revision>) -> Outcome<Page, R::Error> {
         if let Err(refusal) = check_range(from, to) {
             return Ok(Err(refusal));
         }
@@ -162,12 +160,10 @@ impl<R: Rows> Reader<'_, R> {
     ///
     /// # Errors
     /// Those of the rows.
-    pub fn events(
-        &self,
-        from: Revision,
-        events_max: usize,
-    ) -> Result<Result<(Vec<Event>, Revision), Refusal>, R::Error> {
+    pub fn events(&self, from: Revision, events_max: usize) -> Outcome<(Vec<Event>, Revision), R::Error> {
         let summary = self.summary()?;
+        // Revision 0 is the empty store: nothing changed there.
+        let from = from.max(Revision(1));
         if from < summary.oldest {
             return Ok(Err(Refusal::Compacted { oldest: summary.oldest }));
         }

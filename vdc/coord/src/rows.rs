@@ -104,9 +104,12 @@ pub struct MemoryRows {
     tables: BTreeMap<Table, BTreeMap<Vec<u8>, Vec<u8>>>,
 }
 
+/// From the first up to the second.
+pub type Between<'a> = (Bound<&'a [u8]>, Bound<&'a [u8]>);
+
 /// The bounds of a scan; none where nothing can lie between them.
 #[must_use]
-pub fn bounds<'a>(from: &'a [u8], to: &'a [u8]) -> Option<(Bound<&'a [u8]>, Bound<&'a [u8]>)> {
+pub fn bounds<'a>(from: &'a [u8], to: &'a [u8]) -> Option<Between<'a>> {
     if to.is_empty() {
         Some((Bound::Included(from), Bound::Unbounded))
     } else if from < to {

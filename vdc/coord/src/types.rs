@@ -4,6 +4,25 @@
 use minicbor::bytes::ByteVec;
 use minicbor::{Decode, Encode};
 
+use crate::limits::{PAGE_ROWS_MAX, STEPS_MAX};
+
+/// Elements of a list that is decoded at all.
+const LIST_MAX: usize = 4 * STEPS_MAX;
+const _: () = assert!(LIST_MAX >= PAGE_ROWS_MAX, "pages are lists too");
+
+/// Decodes a list that is no longer than what may be asked for, and then some, so that what is a little too long is refused by
+/// name: small elements take far more memory than bytes.
+pub(crate) fn short_list<'b, C, T: Decode<'b, C>>(
+    d: &mut minicbor::Decoder<'b>,
+    ctx: &mut C,
+) -> Result<Vec<T>, minicbor::decode::Error> {
+    let length = d.array()?.ok_or_else(|| minicbor::decode::Error::message("indefinite list"))?;
+    if length > LIST_MAX as u64 {
+        return Err(minicbor::decode::Error::message("list too long"));
+    }
+    (0..length).map(|_| d.decode_with(ctx)).collect()
+}
+
 /// A key: 1 to [`crate::limits::KEY_BYTES_MAX`] bytes, in the order of its bytes.
 pub type KeyBytes = ByteVec;
 
@@ -130,10 +149,13 @@ pub enum Op {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
 pub struct Transaction {
     #[n(0)]
+    #[cbor(decode_with = "short_list")]
     pub compares: Vec<Compare>,
     #[n(1)]
+    #[cbor(decode_with = "short_list")]
     pub success: Vec<Op>,
     #[n(2)]
+    #[cbor(decode_with = "short_list")]
     pub failure: Vec<Op>,
 }
 
@@ -202,6 +224,7 @@ pub struct Done {
     pub revision: Revision,
     /// What each `Read` found, in order.
     #[n(2)]
+    #[cbor(decode_with = "short_list")]
     pub reads: Vec<Option<Row>>,
     /// Rows that were there and are not any more.
     #[n(3)]
@@ -327,6 +350,14 @@ pub enum Refusal {
     Forgotten {
         #[n(0)]
         number: u64,
+    },
+    #[n(14)]
+    #[error("a transaction may delete or replace rows of {bytes_max} bytes together, and not {bytes}: do it in parts")]
+    DisplacesTooMuch {
+        #[n(0)]
+        bytes: u64,
+        #[n(1)]
+        bytes_max: u64,
     },
 }
 
