@@ -25,10 +25,12 @@ use crate::log::LogStore;
 use crate::network::Network;
 use crate::state::{CHANGES_BYTES, StateStore};
 use crate::types::{EntryExt as _, Packed, PlaceExt as _, Types, VoteExt as _};
-use vdc_coord::wire::{Appended, Ask, Ballot, EntryForm, Place, Reply, SnapshotForm, Standing, Trouble, VoteForm};
+use vdc_coord::wire::{Appended, Ask, Ballot, Place, Reply, SnapshotForm, Standing, Trouble, VoteForm};
 
 /// Bytes of requests that wait for the leader to propose them; more are refused as busy.
 const WAITING_BYTES: usize = 8 << 20;
+/// Requests, and reads, that wait.
+const WAITING_MAX: usize = 16_384;
 /// Requests of one entry.
 const ENTRY_REQUESTS: usize = 1_024;
 /// Entries that are under way at a time: while they are, what comes gathers for the next.
@@ -95,6 +97,8 @@ pub enum GroupError {
 }
 
 type RaftOf<E> = Raft<Types<<E as Env>::Runtime>, StateStore<E>>;
+/// Who waits to hear that this node leads, and how far the store must be.
+type Confirmation = oneshot::Sender<Result<Option<Place>, Trouble>>;
 type Clock<E> = Arc<Mutex<GroupClock<E>>>;
 type Outcome = Result<Result<Answer, Refusal>, Trouble>;
 
@@ -110,9 +114,9 @@ struct Inner<E: Env> {
     settings: GroupSettings,
     raft: RaftOf<E>,
     state: StateStore<E>,
-    proposals: mpsc::UnboundedSender<Proposal>,
+    proposals: mpsc::Sender<Proposal>,
     room: Arc<Semaphore>,
-    reads: mpsc::UnboundedSender<oneshot::Sender<Result<Option<Place>, Trouble>>>,
+    reads: mpsc::Sender<Confirmation>,
     incoming: tokio::sync::Mutex<Option<Incoming>>,
     clock: Clock<E>,
 }
@@ -134,6 +138,13 @@ impl<E: Env> Debug for Group<E> {
 
 fn unavailable(why: impl ToString) -> Trouble {
     Trouble::Unavailable { why: why.to_string() }
+}
+
+fn full<T>(error: &mpsc::error::TrySendError<T>) -> Trouble {
+    match error {
+        mpsc::error::TrySendError::Full(_) => Trouble::Busy,
+        mpsc::error::TrySendError::Closed(_) => unavailable("the group was closed"),
+    }
 }
 
 fn config(settings: &GroupSettings) -> Config {
@@ -181,8 +192,8 @@ impl<E: Env> Group<E> {
             raft.initialize(members).await.map_err(|error| fatal(&error))?;
         }
         let clock = Clock::<E>::default();
-        let (proposals, proposed) = mpsc::unbounded_channel();
-        let (reads, asked) = mpsc::unbounded_channel();
+        let (proposals, proposed) = mpsc::channel(WAITING_MAX);
+        let (reads, asked) = mpsc::channel(WAITING_MAX);
         let group = Self(Arc::new(Inner {
             env,
             settings,
@@ -221,10 +232,6 @@ impl<E: Env> Group<E> {
 
     pub(crate) fn metrics(&self) -> RaftMetrics<Types<E::Runtime>> {
         self.0.raft.metrics().borrow_watched().clone()
-    }
-
-    pub(crate) fn raft(&self) -> &RaftOf<E> {
-        &self.0.raft
     }
 
     /// Where this node stands.
@@ -285,7 +292,7 @@ impl<E: Env> Group<E> {
         let Ok(room) = Arc::clone(&self.0.room).try_acquire_many_owned(permits) else { return Err(Trouble::Busy) };
         let (reply, outcome) = oneshot::channel();
         let proposal = Proposal { request, bytes, reply, _room: room };
-        self.0.proposals.send(proposal).map_err(|_| unavailable("the group was closed"))?;
+        self.0.proposals.try_send(proposal).map_err(|error| full(&error))?;
         outcome.await.unwrap_or_else(|_| Err(Trouble::Unknown { why: "the group was closed".into() }))
     }
 
@@ -302,7 +309,7 @@ impl<E: Env> Group<E> {
 
     async fn read_index(&self) -> Result<Option<Place>, Trouble> {
         let (reply, confirmed) = oneshot::channel();
-        self.0.reads.send(reply).map_err(|_| unavailable("the group was closed"))?;
+        self.0.reads.try_send(reply).map_err(|error| full(&error))?;
         confirmed.await.map_err(|_| unavailable("the group was closed"))?
     }
 
@@ -460,7 +467,7 @@ async fn propose<E: Env>(
     raft: RaftOf<E>,
     state: StateStore<E>,
     clock: Clock<E>,
-    mut proposals: mpsc::UnboundedReceiver<Proposal>,
+    mut proposals: mpsc::Receiver<Proposal>,
 ) {
     let under_way = Arc::new(Semaphore::new(ENTRIES_UNDER_WAY));
     loop {
@@ -528,10 +535,7 @@ fn unknown<E: Env>(error: ClientWriteError<Types<E::Runtime>>) -> Trouble {
 }
 
 /// Confirms that this node leads, once for all who asked before.
-async fn confirm<E: Env>(
-    raft: RaftOf<E>,
-    mut asked: mpsc::UnboundedReceiver<oneshot::Sender<Result<Option<Place>, Trouble>>>,
-) {
+async fn confirm<E: Env>(raft: RaftOf<E>, mut asked: mpsc::Receiver<Confirmation>) {
     while let Some(first) = asked.recv().await {
         let mut waiting = vec![first];
         while let Ok(more) = asked.try_recv() {

@@ -31,6 +31,8 @@ const COMMITTED: &str = "committed";
 const CACHE_BYTES: usize = 4 << 20;
 /// Bytes of one message to a follower.
 const MESSAGE_BYTES: usize = 1 << 20;
+/// Writes that wait; openraft waits when there are more.
+const WRITES_MAX: usize = 64;
 /// Bytes that one commit may gather.
 const COMMIT_BYTES: usize = 8 << 20;
 /// Pages that redb keeps in memory. The tail of the log is in the cache above.
@@ -107,7 +109,7 @@ pub(crate) struct LogStore<E: Env> {
     env: E,
     database: Arc<Database>,
     inner: Arc<Mutex<Inner<E::Runtime>>>,
-    writes: mpsc::UnboundedSender<Write<E::Runtime>>,
+    writes: mpsc::Sender<Write<E::Runtime>>,
 }
 
 impl<E: Env> Clone for LogStore<E> {
@@ -153,7 +155,7 @@ impl<E: Env> LogStore<E> {
             Ok((database, inner))
         });
         let (database, inner) = opened.await?;
-        let (writes, queue) = mpsc::unbounded_channel();
+        let (writes, queue) = mpsc::channel(WRITES_MAX);
         let store = Self { env, database: Arc::new(database), inner: Arc::new(Mutex::new(inner)), writes };
         let writer =
             Writer { env: store.env.clone(), database: Arc::clone(&store.database), inner: Arc::clone(&store.inner) };
@@ -163,7 +165,7 @@ impl<E: Env> LogStore<E> {
 
     async fn wait(&self, write: impl FnOnce(oneshot::Sender<io::Result<()>>) -> Write<E::Runtime>) -> io::Result<()> {
         let (done, result) = oneshot::channel();
-        self.writes.send(write(done)).map_err(|_| closed())?;
+        self.writes.send(write(done)).await.map_err(|_| closed())?;
         result.await.map_err(|_| closed())?
     }
 
@@ -297,7 +299,7 @@ struct Writer<E: Env> {
 }
 
 impl<E: Env> Writer<E> {
-    async fn run(self, mut queue: mpsc::UnboundedReceiver<Write<E::Runtime>>) {
+    async fn run(self, mut queue: mpsc::Receiver<Write<E::Runtime>>) {
         while let Some(first) = queue.recv().await {
             let mut bytes = first.bytes();
             let mut batch = vec![first];
@@ -447,15 +449,17 @@ impl<E: Env> RaftLogStorage<Types<E::Runtime>> for LogStore<E> {
         I::IntoIter: OptionalSend,
     {
         let mut encoded = vec![];
-        let mut inner = self.inner.lock();
-        for entry in entries {
-            let bytes = codec::encode(&EntryForm::of::<E::Runtime>(&entry));
-            let size = bytes.len();
-            encoded.push((entry.log_id().index, bytes));
-            inner.add(entry, size);
+        {
+            let mut inner = self.inner.lock();
+            for entry in entries {
+                let bytes = codec::encode(&EntryForm::of::<E::Runtime>(&entry));
+                let size = bytes.len();
+                encoded.push((entry.log_id().index, bytes));
+                inner.add(entry, size);
+            }
         }
-        // Under the lock: entries go to the disk in the order in which they came here.
-        self.writes.send(Write::Append { entries: encoded, done: callback }).map_err(|_| closed())
+        // openraft has one task that writes, so what comes here first is written first.
+        self.writes.send(Write::Append { entries: encoded, done: callback }).await.map_err(|_| closed())
     }
 
     async fn truncate_after(&mut self, last: Option<Id<E::Runtime>>) -> Result<(), io::Error> {
@@ -481,6 +485,6 @@ impl<E: Env> RaftLogStorage<Types<E::Runtime>> for LogStore<E> {
             let gone = std::mem::replace(&mut inner.tail, kept);
             inner.tail_bytes -= gone.values().map(|cached| cached.bytes).sum::<usize>();
         }
-        self.writes.send(Write::Purge { upto }).map_err(|_| closed())
+        self.writes.send(Write::Purge { upto }).await.map_err(|_| closed())
     }
 }

@@ -83,7 +83,9 @@ impl Changes {
 }
 
 /// Changed rows of a range, in order.
-struct Changed<'a>(Option<std::iter::Peekable<btree_map::Range<'a, Vec<u8>, Option<Vec<u8>>>>>);
+struct Changed<'a>(Option<ChangedRows<'a>>);
+
+type ChangedRows<'a> = std::iter::Peekable<btree_map::Range<'a, Vec<u8>, Option<Vec<u8>>>>;
 
 impl<'a> Changed<'a> {
     fn key(&mut self) -> Option<&'a [u8]> {
@@ -260,16 +262,14 @@ impl<E: Env> Debug for StateStore<E> {
 
 /// A snapshot on its way: here to be read, or a file that was received and checked.
 #[derive(Debug)]
-pub enum SnapshotData {
-    #[doc(hidden)]
+pub(crate) enum SnapshotData {
     Here(HereHandle),
-    #[doc(hidden)]
     Received(String),
 }
 
 /// A checkpoint that is kept for as long as it is being sent.
 #[derive(Clone, Debug)]
-pub struct HereHandle(pub(crate) Arc<Checkpoint>);
+pub(crate) struct HereHandle(pub(crate) Arc<Checkpoint>);
 
 pub(crate) fn open_database(env: &impl Env, file: &str) -> io::Result<Database> {
     let backend = Boxed(env.disk().open(file)?);

@@ -25,7 +25,7 @@ pub(crate) const LOGGED_BYTES_MAX: usize = ENTRY_BYTES_MAX + REQUEST_BYTES_MAX +
 const MEMBERS_MAX: usize = 256;
 
 /// openraft's types for one runtime.
-pub struct Types<R>(PhantomData<fn() -> R>);
+pub(crate) struct Types<R>(PhantomData<fn() -> R>);
 
 impl<R> Clone for Types<R> {
     fn clone(&self) -> Self {
@@ -86,7 +86,7 @@ impl<R: AsyncRuntime> RaftTypeConfig for Types<R> {
 
 /// An entry and its encoding, made once.
 #[derive(Clone)]
-pub struct Packed {
+pub(crate) struct Packed {
     pub(crate) entry: Arc<Entry>,
     pub(crate) bytes: Bytes,
 }
@@ -117,7 +117,7 @@ impl fmt::Display for Packed {
 
 /// What became of the requests of an entry, in their order; nothing for entries of openraft's own.
 #[derive(Clone, Debug, Default)]
-pub struct Answers(pub(crate) Vec<Result<Answer, Refusal>>);
+pub(crate) struct Answers(pub(crate) Vec<Result<Answer, Refusal>>);
 
 impl fmt::Display for Answers {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -182,16 +182,10 @@ impl MembershipExt for MembershipForm {
 
 /// To and from openraft.
 pub(crate) trait StoredExt: Sized {
-    fn of<R: AsyncRuntime>(stored: &StoredMembershipOf<Types<R>>) -> Self;
     fn stored<R: AsyncRuntime>(&self) -> Result<StoredMembershipOf<Types<R>>, DecodeError>;
 }
 
 impl StoredExt for StoredMembershipForm {
-    fn of<R: AsyncRuntime>(stored: &StoredMembershipOf<Types<R>>) -> Self {
-        let place = stored.log_id().as_ref().map(Place::of);
-        Self { place, membership: MembershipForm::of(stored.membership()) }
-    }
-
     fn stored<R: AsyncRuntime>(&self) -> Result<StoredMembershipOf<Types<R>>, DecodeError> {
         // A group that has none yet has no voters, which openraft takes for this one case only.
         if self.place.is_none() && self.membership.voters.is_empty() {

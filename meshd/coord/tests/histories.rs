@@ -32,6 +32,7 @@ enum Outcome {
 }
 
 #[derive(Clone, Debug)]
+#[expect(dead_code, reason = "a failure prints all of it")]
 struct Record {
     client: usize,
     key: Vec<u8>,
@@ -43,6 +44,7 @@ struct Record {
 }
 
 #[derive(Clone, Debug)]
+#[expect(dead_code, reason = "a failure prints all of it")]
 struct Held {
     client: usize,
     from_ns: u64,
@@ -287,6 +289,9 @@ async fn scenario(seed: u64, defect: Defect) -> Result<String, String> {
     }
     let history = std::mem::take(&mut *history.lock().expect("unpoisoned"));
     check(&history, &events, upto)?;
+    if let Some(panicked) = runtime::panics().first() {
+        return Err(panicked.clone());
+    }
     let done = history.records.iter().filter(|record| matches!(record.outcome, Outcome::Done { .. })).count();
     let (all, locks, pieces) = (history.records.len(), history.held.len(), lab.net.pieces());
     let events = events.len();

@@ -11,20 +11,20 @@ use openraft_rt_tokio::TokioRuntime;
 use parking_lot::RwLock;
 use vdc::{Hash, Key};
 
-pub const LIMIT: Duration = Duration::from_secs(20);
-pub const GROUP: Hash = Hash([7; 32]);
+pub(crate) const LIMIT: Duration = Duration::from_secs(20);
+pub(crate) const GROUP: Hash = Hash([7; 32]);
 
 /// All nodes of the test by key; who is not in it cannot be reached.
-pub type Lines = Arc<RwLock<BTreeMap<Key, Node<TestEnv>>>>;
+pub(crate) type Lines = Arc<RwLock<BTreeMap<Key, Node<TestEnv>>>>;
 
 #[derive(Clone, Debug)]
-pub struct TestEnv {
+pub(crate) struct TestEnv {
     disk: Directory,
     lines: LocalTransport,
 }
 
 #[derive(Clone)]
-pub struct LocalTransport {
+pub(crate) struct LocalTransport {
     own: Key,
     lines: Lines,
 }
@@ -67,14 +67,14 @@ impl Transport for LocalTransport {
     }
 }
 
-pub struct Cluster {
-    pub scratch: tempfile::TempDir,
-    pub lines: Lines,
-    pub keys: Vec<Key>,
+pub(crate) struct Cluster {
+    pub(crate) scratch: tempfile::TempDir,
+    pub(crate) lines: Lines,
+    pub(crate) keys: Vec<Key>,
 }
 
 impl Cluster {
-    pub async fn start(count: u8) -> Self {
+    pub(crate) async fn start(count: u8) -> Self {
         let scratch =
             tempfile::tempdir_in(option_env!("CARGO_TARGET_TMPDIR").unwrap_or("/tmp")).expect("a scratch directory");
         let keys: Vec<Key> = (1..=count).map(|number| Key([number; 32])).collect();
@@ -92,7 +92,7 @@ impl Cluster {
     }
 
     /// Has a change of members made by the leader, whoever that is.
-    pub async fn change<F: Future<Output = Result<(), Trouble>>>(&self, change: impl Fn(Group<TestEnv>) -> F) {
+    pub(crate) async fn change<F: Future<Output = Result<(), Trouble>>>(&self, change: impl Fn(Group<TestEnv>) -> F) {
         let deadline = std::time::Instant::now() + LIMIT;
         loop {
             let Some(leader) = self.leader() else {
@@ -107,7 +107,7 @@ impl Cluster {
         }
     }
 
-    pub async fn up(&self, key: Key) -> Node<TestEnv> {
+    pub(crate) async fn up(&self, key: Key) -> Node<TestEnv> {
         let disk = Directory::open(&self.scratch.path().join(key.short())).expect("its directory");
         let env = TestEnv { disk, lines: LocalTransport { own: key, lines: Arc::clone(&self.lines) } };
         let node = Node::new(env.clone(), key);
@@ -124,24 +124,24 @@ impl Cluster {
         node
     }
 
-    pub async fn down(&self, key: Key) {
+    pub(crate) async fn down(&self, key: Key) {
         let node = self.lines.write().remove(&key).expect("it is up");
         node.remove(&GROUP).expect("it serves the group").close().await;
     }
 
-    pub fn node(&self, key: Key) -> Node<TestEnv> {
+    pub(crate) fn node(&self, key: Key) -> Node<TestEnv> {
         self.lines.read().get(&key).cloned().expect("it is up")
     }
 
-    pub fn group(&self, key: Key) -> Group<TestEnv> {
+    pub(crate) fn group(&self, key: Key) -> Group<TestEnv> {
         self.node(key).group(&GROUP).expect("it serves the group")
     }
 
-    pub fn client(&self, at: Key) -> Client<TestEnv> {
+    pub(crate) fn client(&self, at: Key) -> Client<TestEnv> {
         Client::new(self.node(at), GROUP, &self.keys)
     }
 
-    pub fn leader(&self) -> Option<Key> {
+    pub(crate) fn leader(&self) -> Option<Key> {
         let up: Vec<_> = self.lines.read().values().cloned().collect();
         up.iter().find_map(|node| node.group(&GROUP)?.standing().ok()?.leader)
     }

@@ -4,11 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
 use std::future::Future;
 use std::io;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use meshd_coord::env::Disk;
 use openraft::AsyncRuntime as _;
+use parking_lot::Mutex;
 use redb::StorageBackend;
 
 use super::runtime::{self, NodeNumber, SimRuntime, mix};
@@ -43,7 +44,7 @@ struct State {
 
 /// The disk of one node. It outlives the node's tasks.
 #[derive(Clone)]
-pub struct SimDisk(Arc<Mutex<State>>);
+pub(crate) struct SimDisk(Arc<Mutex<State>>);
 
 impl Debug for SimDisk {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -52,7 +53,7 @@ impl Debug for SimDisk {
 }
 
 impl SimDisk {
-    pub fn new(node: NodeNumber, seed: u64) -> Self {
+    pub(crate) fn new(node: NodeNumber, seed: u64) -> Self {
         Self(Arc::new(Mutex::new(State {
             node,
             seed: mix(seed ^ node as u64),
@@ -66,27 +67,27 @@ impl SimDisk {
         })))
     }
 
-    fn state(&self) -> std::sync::MutexGuard<'_, State> {
-        self.0.lock().expect("unpoisoned")
+    fn state(&self) -> parking_lot::MutexGuard<'_, State> {
+        self.0.lock()
     }
 
     /// What was not synced is lost, kept or torn, sector by sector.
-    pub fn crash(&self) {
+    pub(crate) fn crash(&self) {
         let mut state = self.state();
         state.life += 1;
         state.dies_after = None;
         let (seed, life) = (state.seed, state.life);
         for (name, file) in &state.files {
-            let mut file = file.lock().expect("unpoisoned");
+            let mut file = file.lock();
             let name = name.bytes().fold(seed ^ life, |hash, byte| mix(hash ^ u64::from(byte)));
             let mut after = file.durable.clone();
             // Longer files may have become so, or not yet.
-            if mix(name) % 2 == 0 {
+            if mix(name).is_multiple_of(2) {
                 after.resize(file.content.len(), 0);
             }
             for sector in &file.dirty {
                 let (from, to) = (sector * SECTOR, (sector + 1) * SECTOR);
-                if mix(name ^ *sector as u64) % 2 == 0 {
+                if mix(name ^ *sector as u64).is_multiple_of(2) {
                     continue;
                 }
                 let to = to.min(file.content.len()).min(after.len());
@@ -100,33 +101,33 @@ impl SimDisk {
         }
     }
 
-    pub fn set_room(&self, bytes_max: u64) {
+    pub(crate) fn set_room(&self, bytes_max: u64) {
         self.state().bytes_max = bytes_max;
     }
 
-    pub fn used(&self) -> u64 {
-        self.state().files.values().map(|file| file.lock().expect("unpoisoned").content.len() as u64).sum()
+    pub(crate) fn used(&self) -> u64 {
+        self.state().files.values().map(|file| file.lock().content.len() as u64).sum()
     }
 
-    pub fn stall(&self, time: Duration) {
+    pub(crate) fn stall(&self, time: Duration) {
         self.state().stalled_until_ns = runtime::now_ns() + u64::try_from(time.as_nanos()).expect("short");
     }
 
-    pub fn set_broken(&self, broken: bool) {
+    pub(crate) fn set_broken(&self, broken: bool) {
         self.state().broken = broken;
     }
 
-    pub fn set_lies(&self, lies: bool) {
+    pub(crate) fn set_lies(&self, lies: bool) {
         self.state().lies = lies;
     }
 
     /// The node dies in the middle of its writes, after so many.
-    pub fn die_after(&self, writes: u64) {
+    pub(crate) fn die_after(&self, writes: u64) {
         self.state().dies_after = Some(writes);
     }
 
     /// Whether [`Self::die_after`] has come.
-    pub fn is_dying(&self) -> bool {
+    pub(crate) fn is_dying(&self) -> bool {
         self.state().dies_after == Some(0)
     }
 }
@@ -157,12 +158,12 @@ struct Backend {
 impl StorageBackend for Backend {
     fn len(&self) -> Result<u64, io::Error> {
         self.disk.state().check(self.life, false)?;
-        Ok(self.file.lock().expect("unpoisoned").content.len() as u64)
+        Ok(self.file.lock().content.len() as u64)
     }
 
     fn read(&self, offset: u64, out: &mut [u8]) -> Result<(), io::Error> {
         self.disk.state().check(self.life, false)?;
-        let file = self.file.lock().expect("unpoisoned");
+        let file = self.file.lock();
         let from = usize::try_from(offset).map_err(io::Error::other)?;
         let found = file.content.get(from..from + out.len());
         out.copy_from_slice(found.ok_or_else(|| io::Error::from(io::ErrorKind::UnexpectedEof))?);
@@ -173,7 +174,7 @@ impl StorageBackend for Backend {
         let used = self.disk.used();
         let mut state = self.disk.state();
         state.check(self.life, true)?;
-        let mut file = self.file.lock().expect("unpoisoned");
+        let mut file = self.file.lock();
         let grown = len.saturating_sub(file.content.len() as u64);
         if grown > 0 && used + grown > state.bytes_max {
             return Err(io::Error::from(io::ErrorKind::StorageFull));
@@ -189,7 +190,7 @@ impl StorageBackend for Backend {
         if state.lies {
             return Ok(());
         }
-        let mut file = self.file.lock().expect("unpoisoned");
+        let mut file = self.file.lock();
         let File { content, durable, dirty } = &mut *file;
         durable.resize(content.len(), 0);
         for sector in std::mem::take(dirty) {
@@ -204,7 +205,7 @@ impl StorageBackend for Backend {
     fn write(&self, offset: u64, data: &[u8]) -> Result<(), io::Error> {
         let mut state = self.disk.state();
         state.check(self.life, true)?;
-        let mut file = self.file.lock().expect("unpoisoned");
+        let mut file = self.file.lock();
         let from = usize::try_from(offset).map_err(io::Error::other)?;
         let to = from + data.len();
         if to > file.content.len() {

@@ -11,24 +11,24 @@ use super::disk::SimDisk;
 use super::net::{Net, SimEnv, SimTransport, key};
 use super::runtime::{self, NodeNumber, SimRuntime, kill, spawn_for};
 
-pub const GROUP: Hash = Hash([7; 32]);
+pub(crate) const GROUP: Hash = Hash([7; 32]);
 /// Clients are numbered from here on.
-pub const CLIENTS: NodeNumber = 20;
+pub(crate) const CLIENTS: NodeNumber = 20;
 
 /// A group and its world. Cheap to clone.
 #[derive(Clone)]
-pub struct Lab {
+pub(crate) struct Lab {
     seed: u64,
     entries_per_checkpoint: u64,
-    pub net: Net,
-    pub disks: Vec<SimDisk>,
+    pub(crate) net: Net,
+    pub(crate) disks: Vec<SimDisk>,
     /// Which nodes should run.
     wanted: Arc<Mutex<Vec<bool>>>,
 }
 
 impl Lab {
     /// Makes a group of `count` voters.
-    pub async fn start(seed: u64, count: usize) -> Self {
+    pub(crate) async fn start(seed: u64, count: usize) -> Self {
         let disks = (0..count).map(|number| SimDisk::new(number, seed)).collect();
         let entries_per_checkpoint = 10 + runtime::random() % 150;
         let lab = Self {
@@ -54,11 +54,11 @@ impl Lab {
         lab
     }
 
-    pub fn count(&self) -> usize {
+    pub(crate) fn count(&self) -> usize {
         self.disks.len()
     }
 
-    pub fn keys(&self) -> Vec<Key> {
+    pub(crate) fn keys(&self) -> Vec<Key> {
         (0..self.count()).map(key).collect()
     }
 
@@ -112,18 +112,18 @@ impl Lab {
     }
 
     /// As if its power was cut.
-    pub fn crash(&self, number: NodeNumber) {
+    pub(crate) fn crash(&self, number: NodeNumber) {
         let node = self.net.down(number);
         kill(number);
         drop(node);
         self.disks[number].crash();
     }
 
-    pub fn want(&self, number: NodeNumber, up: bool) {
+    pub(crate) fn want(&self, number: NodeNumber, up: bool) {
         self.wanted.lock().expect("unpoisoned")[number] = up;
     }
 
-    pub fn leader(&self) -> Option<NodeNumber> {
+    pub(crate) fn leader(&self) -> Option<NodeNumber> {
         (0..self.count()).find(|number| {
             let standing = self.net.node(*number).and_then(|node| node.group(&GROUP)?.standing().ok());
             standing.is_some_and(|standing| standing.leader == Some(key(*number)))
@@ -131,7 +131,7 @@ impl Lab {
     }
 
     /// Has a change of members made by whoever leads.
-    pub async fn change<F: Future<Output = Result<(), Trouble>> + Send + 'static>(
+    pub(crate) async fn change<F: Future<Output = Result<(), Trouble>> + Send + 'static>(
         &self,
         change: impl Fn(Group<SimEnv>) -> F,
     ) {
@@ -149,7 +149,7 @@ impl Lab {
     }
 
     /// A client on a box of its own.
-    pub fn client(&self, number: usize) -> Client<SimEnv> {
+    pub(crate) fn client(&self, number: usize) -> Client<SimEnv> {
         let number = CLIENTS + number;
         Client::new(Node::new(self.env(number), key(number)), GROUP, &self.keys())
     }

@@ -1,6 +1,6 @@
 //! A simulated world for the driver: seeded, in virtual time, with faulty disks and lines.
 
-pub mod disk;
-pub mod lab;
-pub mod net;
-pub mod runtime;
+pub(crate) mod disk;
+pub(crate) mod lab;
+pub(crate) mod net;
+pub(crate) mod runtime;

@@ -28,38 +28,38 @@ struct State {
 
 /// All lines of a simulation.
 #[derive(Clone, Default)]
-pub struct Net(Arc<Mutex<State>>);
+pub(crate) struct Net(Arc<Mutex<State>>);
 
 impl Net {
     fn state(&self) -> std::sync::MutexGuard<'_, State> {
         self.0.lock().expect("unpoisoned")
     }
 
-    pub fn up(&self, number: NodeNumber, node: Node<SimEnv>) {
+    pub(crate) fn up(&self, number: NodeNumber, node: Node<SimEnv>) {
         self.state().nodes.insert(number, node);
     }
 
-    pub fn down(&self, number: NodeNumber) -> Option<Node<SimEnv>> {
+    pub(crate) fn down(&self, number: NodeNumber) -> Option<Node<SimEnv>> {
         self.state().nodes.remove(&number)
     }
 
-    pub fn node(&self, number: NodeNumber) -> Option<Node<SimEnv>> {
+    pub(crate) fn node(&self, number: NodeNumber) -> Option<Node<SimEnv>> {
         self.state().nodes.get(&number).cloned()
     }
 
-    pub fn cut(&self, from: NodeNumber, to: NodeNumber) {
+    pub(crate) fn cut(&self, from: NodeNumber, to: NodeNumber) {
         self.state().cut.insert((from, to));
     }
 
-    pub fn pieces(&self) -> u64 {
+    pub(crate) fn pieces(&self) -> u64 {
         self.state().pieces
     }
 
-    pub fn heal(&self) {
+    pub(crate) fn heal(&self) {
         self.state().cut.clear();
     }
 
-    pub fn set_noise(&self, loss_per_mille: u64, twice_per_mille: u64) {
+    pub(crate) fn set_noise(&self, loss_per_mille: u64, twice_per_mille: u64) {
         let mut state = self.state();
         (state.loss_per_mille, state.twice_per_mille) = (loss_per_mille, twice_per_mille);
     }
@@ -68,12 +68,12 @@ impl Net {
     fn way(&self, from: NodeNumber, to: NodeNumber) -> Option<Duration> {
         let state = self.state();
         let lost = state.cut.contains(&(from, to)) || runtime::random() % 1_000 < state.loss_per_mille;
-        let late = if runtime::random() % 50 == 0 { 30_000_000 } else { 2_000_000 };
+        let late = if runtime::random().is_multiple_of(50) { 30_000_000 } else { 2_000_000 };
         (!lost).then(|| Duration::from_nanos(200_000 + runtime::random() % late))
     }
 }
 
-pub fn key(number: NodeNumber) -> Key {
+pub(crate) fn key(number: NodeNumber) -> Key {
     Key([u8::try_from(number + 1).expect("few nodes"); 32])
 }
 
@@ -83,9 +83,9 @@ fn number(key: Key) -> NodeNumber {
 
 /// One node's end of the lines.
 #[derive(Clone)]
-pub struct SimTransport {
-    pub own: NodeNumber,
-    pub net: Net,
+pub(crate) struct SimTransport {
+    pub(crate) own: NodeNumber,
+    pub(crate) net: Net,
 }
 
 impl Debug for SimTransport {
@@ -138,9 +138,9 @@ impl Transport for SimTransport {
 
 /// What the driver stands on in a simulation.
 #[derive(Clone, Debug)]
-pub struct SimEnv {
-    pub disk: SimDisk,
-    pub transport: SimTransport,
+pub(crate) struct SimEnv {
+    pub(crate) disk: SimDisk,
+    pub(crate) transport: SimTransport,
 }
 
 impl Env for SimEnv {

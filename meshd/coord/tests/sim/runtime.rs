@@ -18,9 +18,9 @@ use rand::SeedableRng as _;
 use rand::rngs::SmallRng;
 
 /// Whose task something is; [`TESTER`] is nobody's.
-pub type NodeNumber = usize;
+pub(crate) type NodeNumber = usize;
 /// The test itself: it is never killed and has an honest clock.
-pub const TESTER: NodeNumber = usize::MAX;
+pub(crate) const TESTER: NodeNumber = usize::MAX;
 
 type TaskId = u64;
 
@@ -30,31 +30,31 @@ thread_local! {
 
 /// SplitMix64 (Steele, Lea, Flood 2014): enough for choices, and the same everywhere.
 #[derive(Clone, Debug)]
-pub struct Seeded(u64);
+pub(crate) struct Seeded(u64);
 
 impl Seeded {
-    pub fn new(seed: u64) -> Self {
+    pub(crate) fn new(seed: u64) -> Self {
         Self(seed)
     }
 
-    pub fn next(&mut self) -> u64 {
+    pub(crate) fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         mix(self.0)
     }
 
     /// From 0 up to before `end`.
-    pub fn below(&mut self, end: u64) -> u64 {
+    pub(crate) fn below(&mut self, end: u64) -> u64 {
         self.next() % end.max(1)
     }
 
     /// With this chance in a thousand.
-    pub fn chance(&mut self, per_mille: u64) -> bool {
+    pub(crate) fn chance(&mut self, per_mille: u64) -> bool {
         self.below(1_000) < per_mille
     }
 }
 
 /// The finalizer of SplitMix64.
-pub fn mix(value: u64) -> u64 {
+pub(crate) fn mix(value: u64) -> u64 {
     let value = (value ^ (value >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     let value = (value ^ (value >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     value ^ (value >> 31)
@@ -82,7 +82,7 @@ struct World {
     ahead: BTreeMap<NodeNumber, u64>,
     /// Everything that was chosen, in one number.
     trace: u64,
-    steps: u64,
+    panics: Vec<String>,
 }
 
 struct Bell {
@@ -101,27 +101,32 @@ fn with<T>(act: impl FnOnce(&mut World) -> T) -> T {
 }
 
 /// Virtual time since the beginning, the same for all.
-pub fn now_ns() -> u64 {
+pub(crate) fn now_ns() -> u64 {
     with(|world| world.now_ns)
 }
 
 /// Whose task runs now.
-pub fn current() -> NodeNumber {
+pub(crate) fn current() -> NodeNumber {
     with(|world| world.current)
 }
 
 /// A seeded number.
-pub fn random() -> u64 {
+pub(crate) fn random() -> u64 {
     with(|world| world.seeded.next())
 }
 
 /// Mixes something that happened into the trace.
-pub fn note(what: u64) {
+pub(crate) fn note(what: u64) {
     with(|world| world.trace = mix(world.trace ^ what));
 }
 
+/// What panicked so far.
+pub(crate) fn panics() -> Vec<String> {
+    with(|world| world.panics.clone())
+}
+
 /// Runs a task for a node.
-pub fn spawn_for<T: Send + 'static>(
+pub(crate) fn spawn_for<T: Send + 'static>(
     node: NodeNumber,
     future: impl Future<Output = T> + Send + 'static,
 ) -> JoinHandle<T> {
@@ -130,8 +135,7 @@ pub fn spawn_for<T: Send + 'static>(
     let body = async move {
         let result = CatchUnwind(Box::pin(future)).await.map_err(JoinError::Panicked);
         if let Err(JoinError::Panicked(what)) = &result {
-            with(|world| world.trace = mix(world.trace ^ 0xdead));
-            eprintln!("a task of node {node} panicked: {what}");
+            with(|world| world.panics.push(format!("a task of node {node} panicked: {what}")));
         }
         finish(&told, result);
     };
@@ -145,7 +149,7 @@ pub fn spawn_for<T: Send + 'static>(
 }
 
 /// Ends all tasks of a node, wherever they are.
-pub fn kill(node: NodeNumber) {
+pub(crate) fn kill(node: NodeNumber) {
     let killed: Vec<Body> = with(|world| {
         let ids: Vec<TaskId> = world.tasks.iter().filter(|(_, task)| task.node == node).map(|(id, _)| *id).collect();
         world.timers.retain(|_, (of, _)| *of != node);
@@ -156,7 +160,7 @@ pub fn kill(node: NodeNumber) {
 }
 
 /// Sets a node's clock ahead. Its timers ring so much sooner.
-pub fn jump_clock(node: NodeNumber, by: Duration) {
+pub(crate) fn jump_clock(node: NodeNumber, by: Duration) {
     let by = u64::try_from(by.as_nanos()).expect("a short time");
     with(|world| {
         *world.ahead.entry(node).or_default() += by;
@@ -169,7 +173,7 @@ pub fn jump_clock(node: NodeNumber, by: Duration) {
 }
 
 /// Runs a future in a world of its own. Its result, and the trace of all that happened.
-pub fn run<T: Send + 'static>(seed: u64, future: impl Future<Output = T> + Send + 'static) -> (T, u64) {
+pub(crate) fn run<T: Send + 'static>(seed: u64, future: impl Future<Output = T> + Send + 'static) -> (T, u64) {
     WORLD.with(|world| {
         *world.borrow_mut() = Some(World {
             now_ns: 1_000_000_000,
@@ -182,7 +186,7 @@ pub fn run<T: Send + 'static>(seed: u64, future: impl Future<Output = T> + Send 
             current: TESTER,
             ahead: BTreeMap::new(),
             trace: seed,
-            steps: 0,
+            panics: vec![],
         });
     });
     let handle = spawn_for(TESTER, future);
@@ -210,7 +214,6 @@ pub fn run<T: Send + 'static>(seed: u64, future: impl Future<Output = T> + Send 
 /// Polls one task, or lets time pass until a timer rings.
 fn step() {
     let chosen = with(|world| {
-        world.steps += 1;
         let mut ready = world.ready.lock().expect("unpoisoned");
         if ready.is_empty() {
             return None;
@@ -260,7 +263,7 @@ fn step() {
 
 /// A node's monotonic clock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct SimInstant(u64);
+pub(crate) struct SimInstant(u64);
 
 fn nanos(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX / 4)
@@ -302,7 +305,7 @@ impl openraft::Instant for SimInstant {
 
 /// Waits until a time of the node that made it.
 #[derive(Debug)]
-pub struct Sleep {
+pub(crate) struct Sleep {
     deadline: SimInstant,
     timer: Option<(u64, u64)>,
 }
@@ -348,14 +351,14 @@ impl Drop for Sleep {
 }
 
 /// Waits for a future, but not for ever.
-pub struct Timeout<F> {
+pub(crate) struct Timeout<F> {
     future: Pin<Box<F>>,
     sleep: Sleep,
 }
 
 /// Time was up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Elapsed;
+pub(crate) struct Elapsed;
 
 impl std::fmt::Display for Elapsed {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -391,14 +394,14 @@ fn finish<T>(slot: &Mutex<Slot<T>>, result: Result<T, JoinError>) {
 }
 
 /// Waits for a task. Dropping it lets the task go on.
-pub struct JoinHandle<T> {
+pub(crate) struct JoinHandle<T> {
     slot: Arc<Mutex<Slot<T>>>,
     _abandoned: (),
 }
 
 /// Why a task has no result.
 #[derive(Clone, Debug)]
-pub enum JoinError {
+pub(crate) enum JoinError {
     Panicked(String),
     Killed,
 }
@@ -453,7 +456,7 @@ fn text(what: &(dyn Any + Send)) -> String {
 
 /// The runtime that openraft and the driver are given.
 #[derive(Debug)]
-pub struct SimRuntime;
+pub(crate) struct SimRuntime;
 
 impl AsyncRuntime for SimRuntime {
     type JoinError = JoinError;
