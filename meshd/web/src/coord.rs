@@ -13,19 +13,26 @@ use crate::{Call, Pieces};
 /// The daemon's coordination groups, as the API sees them; the rules of [`crate::Backend`] hold here too.
 ///
 /// That the caller may change something on this node was judged before; whether this node may do it in the VDC is the
-/// backend's to judge, as it is for `vdc_recover`: recovery and restore are for admins, those of a site for its registrar too.
+/// backend's to judge, as it is for `vdc_recover`: recovery and restore are for admins, those of a site for its registrar too,
+/// and [`ErrorCode::Refused`] tells the others. A home of which there is no group is [`ErrorCode::UnknownGroup`], a group that
+/// cannot do it for want of voters [`ErrorCode::NoQuorum`].
 #[async_trait]
 pub trait CoordBackend: Send + Sync + 'static {
+    /// All groups that this node knows of, those that it has no part in too.
     async fn coord_status(&self, vdc: &str) -> Result<CoordStatus, ApiError>;
 
-    /// Founds a group anew from what one node holds; without `confirm` only says what that would cost.
+    /// Founds a group anew from what one node holds; without `confirm` only says what that would cost, and changes nothing. A
+    /// group of which a quorum answers is not recovered: [`ErrorCode::Conflict`].
     async fn coord_recover(&self, call: &Call, vdc: &str, request: CoordRecover) -> Result<RecoverView, ApiError>;
 
-    /// All that a group holds at one revision. What can be refused is refused before the first piece.
+    /// All that a group holds at one revision. What can be refused is refused before the first piece: from then on a failure
+    /// is only a connection that breaks off.
     async fn coord_backup(&self, call: &Call, vdc: &str, request: CoordBackup) -> Result<Backup, ApiError>;
 
-    /// Replaces all that a group holds, or changes nothing. It is for the backend to check that the backup is whole, of this
-    /// VDC and of this home; a piece that is an error means that the client is gone.
+    /// Replaces all that a group holds, or changes nothing: also where a piece is an error, which means that the client is
+    /// gone. It is for the backend to check that the backup is whole ([`ErrorCode::BackupInvalid`]), of this VDC and of this
+    /// home ([`ErrorCode::BackupForeign`]). Without `force` a group with changes that the backup does not have is left as it
+    /// is, and the view says why. The group's revision never goes back.
     async fn coord_restore(
         &self,
         call: &Call,

@@ -110,35 +110,52 @@ async fn refused_restore_is_heard_by_whoever_still_sends() {
     assert!(strangers.calls().is_empty());
 }
 
+/// The head of a restore, and its first line, with the length told beforehand or in chunks.
+fn begin(vdc: &str, chunked: bool) -> String {
+    let (line, path) = (header(), format!("/v1/vdcs/{vdc}/coord/restore?home=site:berlin"));
+    let head = format!("POST {path} HTTP/1.1\r\nhost: meshd\r\ncontent-type: application/octet-stream\r\n");
+    if chunked {
+        format!("{head}transfer-encoding: chunked\r\n\r\n{:x}\r\n{line}\r\n4\r\nrows\r\n", line.len())
+    } else {
+        format!("{head}content-length: 1000000\r\n\r\n{line}rows")
+    }
+}
+
 #[tokio::test]
 async fn restore_whose_client_goes_away_is_told_so() {
+    for chunked in [true, false] {
+        let daemon = Daemon::start().await;
+        let mut stream = UnixStream::connect(&daemon.socket).await.expect("the server listens");
+        stream.write_all(begin("slow", chunked).as_bytes()).await.expect("there is room");
+        daemon.gate.entered().await;
+        drop(stream);
+        loop {
+            // The backend is told in its own time.
+            if let Some(told) = daemon.calls().iter().find(|call| call.operation == "coord_restore_failed") {
+                assert_eq!(told.arguments, "the upload broke off");
+                break;
+            }
+            tokio::task::yield_now().await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn restore_in_chunks_ends_with_the_last_one() {
     let daemon = Daemon::start().await;
     let mut stream = UnixStream::connect(&daemon.socket).await.expect("the server listens");
-    let path = "/v1/vdcs/slow/coord/restore?home=site:berlin";
-    let head = format!(
-        "POST {path} HTTP/1.1\r\nhost: meshd\r\ncontent-type: application/octet-stream\r\ncontent-length: 1000000\r\n\r\n"
-    );
-    stream.write_all(format!("{head}{}rows", header()).as_bytes()).await.expect("there is room");
-    daemon.gate.entered().await;
-    drop(stream);
-    loop {
-        // The backend is told in its own time.
-        if let Some(told) = daemon.calls().iter().find(|call| call.operation == "coord_restore_failed") {
-            assert_eq!(told.arguments, "the upload broke off");
-            break;
-        }
-        tokio::task::yield_now().await;
-    }
+    let request = begin("acme", true).replacen("host:", "connection: close\r\nhost:", 1) + "0\r\n\r\n";
+    stream.write_all(request.as_bytes()).await.expect("there is room");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.expect("an answer");
+    assert!(answer.starts_with("HTTP/1.1 200") && answer.contains(r#""revision":4,"#), "{answer}");
 }
 
 #[tokio::test]
 async fn restore_that_comes_to_a_halt_is_given_up() {
     let daemon = Daemon::start_with(|config| config.limits.body_time = std::time::Duration::from_millis(50)).await;
     let mut stream = UnixStream::connect(&daemon.socket).await.expect("the server listens");
-    let head = format!(
-        "POST {RESTORE} HTTP/1.1\r\nhost: meshd\r\ncontent-type: application/octet-stream\r\ncontent-length: 1000000\r\n\r\n"
-    );
-    stream.write_all(format!("{head}{}rows", header()).as_bytes()).await.expect("there is room");
+    stream.write_all(begin("acme", false).as_bytes()).await.expect("there is room");
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await.expect("an answer");
     assert!(answer.starts_with("HTTP/1.1 504") && answer.contains("came to a halt"), "{answer}");
