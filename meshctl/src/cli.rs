@@ -7,8 +7,10 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use vdc_api::{FlowSpec, PortSpec};
 
+mod coord;
 mod workload;
 
+pub(crate) use coord::{CoordVerb, Homes, RecoverArgs, RestoreArgs};
 pub(crate) use workload::{
     Attach, Cp, Exec, ImageVerb, Kill, Logs, On, Ps, Pull, PullChoice, Registry, RestartChoice, Rm, RunArgs, Stats,
     Stop, Users, WorkloadVerb,
@@ -123,6 +125,9 @@ Examples:
     /// Add and list sites.
     #[command(subcommand)]
     Site(SiteVerb),
+    /// The groups that decide what must be decided once: how they stand, recovery, backup.
+    #[command(subcommand)]
+    Coord(CoordVerb),
     /// Give a node roles and labels, or take them away.
     #[command(after_help = "\
 Examples:

@@ -3,11 +3,15 @@
 use std::borrow::Cow;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
-use hyper::body::Incoming;
+use hyper::body::{Body, Frame, Incoming};
 use hyper::client::conn::http1;
 use hyper::upgrade::Upgraded;
 use hyper::{Request, Response, StatusCode, header};
@@ -15,8 +19,11 @@ use hyper_util::rt::TokioIo;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
-use vdc_api::{Endpoint, ErrorBody, MEDIA_JSON, SSE_ERROR, STREAM_PROTOCOL};
+use vdc_api::{
+    ByteStream, Endpoint, ErrorBody, MEDIA_BYTES, MEDIA_JSON, REQUEST_ID_HEADER, SSE_ERROR, STREAM_PROTOCOL,
+};
 
 use crate::failure::{Exit, Failure};
 use crate::interrupt::Interrupt;
@@ -101,6 +108,18 @@ impl Client {
         }
     }
 
+    /// Asks something that needs a body and changes nothing.
+    pub(crate) async fn ask<B: Serialize, R: DeserializeOwned>(
+        &self,
+        endpoint: Endpoint<(), B, R>,
+        parts: &[&str],
+        body: &B,
+    ) -> Result<R, Failure> {
+        let path = endpoint.path_with(parts);
+        let answer = self.exchange(endpoint.method.as_str(), &path, body_of(body)?);
+        parse(&self.awake(answer).await?)
+    }
+
     /// Ends something.
     pub(crate) async fn delete<Q: Serialize, R: DeserializeOwned>(
         &self,
@@ -127,6 +146,51 @@ impl Client {
         }
         let (parser, ready, item) = (Parser::default(), Vec::new().into_iter(), std::marker::PhantomData);
         Ok(Items { body: response.into_body(), parser, ready, item, _connection: connection })
+    }
+
+    /// Starts to fetch bytes.
+    pub(crate) async fn download<B: Serialize>(
+        &self,
+        endpoint: Endpoint<(), B, ByteStream>,
+        parts: &[&str],
+        body: &B,
+    ) -> Result<Download, Failure> {
+        let path = endpoint.path_with(parts);
+        let (response, connection) =
+            self.awake(self.send(endpoint.method.as_str(), &path, body_of(body)?, false)).await?;
+        if !response.status().is_success() {
+            return Err(within(ANSWER_TIME, refusal(response)).await.unwrap_or_else(|failure| failure));
+        }
+        let request_id = response.headers().get(REQUEST_ID_HEADER).and_then(|id| id.to_str().ok()).map(str::to_owned);
+        Ok(Download { body: response.into_body(), request_id, _connection: connection })
+    }
+
+    /// Sends bytes and waits for the answer, however long both take, as long as the daemon shows that it is awake. Dropped
+    /// half-way, the connection breaks off and nothing is changed.
+    pub(crate) async fn upload<Q: Serialize, R: DeserializeOwned>(
+        &self,
+        endpoint: Endpoint<Q, ByteStream, R>,
+        parts: &[&str],
+        query: &Q,
+        body: Upload,
+    ) -> Result<R, Failure> {
+        let uri = with_query(endpoint.path_with(parts), query);
+        let answer = async {
+            let (response, _connection) =
+                self.send_body(endpoint.method.as_str(), &uri, Some(MEDIA_BYTES), body, false).await?;
+            if response.status().is_success() {
+                parse(&collect(response.into_body()).await?)
+            } else {
+                Err(refusal(response).await?)
+            }
+        };
+        tokio::select! {
+            biased;
+            // cancel-safe: nothing follows.
+            answer = answer => answer,
+            // cancel-safe: see there.
+            failure = self.asleep() => Err(failure),
+        }
     }
 
     /// Makes the connection a pipe to what the operation opens.
@@ -196,6 +260,21 @@ impl Client {
         body: Bytes,
         upgrade: bool,
     ) -> Result<(Response<Incoming>, JoinSet<()>), Failure> {
+        let media = (!body.is_empty()).then_some(MEDIA_JSON);
+        self.send_body(method, uri, media, Full::new(body), upgrade).await
+    }
+
+    async fn send_body<T>(
+        &self,
+        method: &str,
+        uri: &str,
+        media: Option<&str>,
+        body: T,
+        upgrade: bool,
+    ) -> Result<(Response<Incoming>, JoinSet<()>), Failure>
+    where
+        T: Body<Data = Bytes, Error: Into<Box<dyn std::error::Error + Send + Sync>>> + Send + Unpin + 'static,
+    {
         let stream = UnixStream::connect(&self.socket).await.map_err(|error| cannot_connect(&self.socket, &error))?;
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(|e| broken(&e))?;
         let mut tasks = JoinSet::new();
@@ -206,14 +285,110 @@ impl Client {
         if upgrade {
             request = request.header(header::CONNECTION, "upgrade").header(header::UPGRADE, STREAM_PROTOCOL);
         }
-        if !body.is_empty() {
-            request = request.header(header::CONTENT_TYPE, MEDIA_JSON);
+        if let Some(media) = media {
+            request = request.header(header::CONTENT_TYPE, media);
         }
         let request = request
-            .body(Full::new(body))
+            .body(body)
             .map_err(|error| Failure::new("the request cannot be put into words").caused_by(&error))?;
         let response = sender.send_request(request).await.map_err(|e| broken(&e))?;
         Ok((response, tasks))
+    }
+}
+
+/// Bytes on their way from the daemon.
+pub(crate) struct Download {
+    body: Incoming,
+    request_id: Option<String>,
+    _connection: JoinSet<()>,
+}
+
+impl Download {
+    /// The next bytes; none when all have come.
+    ///
+    /// # Cancel safety
+    /// Nothing is lost when the future is dropped.
+    pub(crate) async fn next(&mut self) -> Result<Option<Bytes>, Failure> {
+        loop {
+            let frame = tokio::time::timeout(SILENCE_TIME, self.body.frame()).await;
+            let frame = frame.map_err(|_| Failure::new("meshd went silent").exit(Exit::NoDaemon))?;
+            match frame {
+                None => return Ok(None),
+                Some(Ok(frame)) => match frame.into_data() {
+                    Ok(bytes) => return Ok(Some(bytes)),
+                    Err(_trailers) => {}
+                },
+                Some(Err(error)) => {
+                    let failure = Failure::new("meshd broke off half-way").caused_by(&error);
+                    let failure = failure.hint("look for the reason in its log: `journalctl -u meshd`");
+                    return Err(Failure { request_id: self.request_id.clone(), ..failure });
+                }
+            }
+        }
+    }
+}
+
+/// Bytes on their way to the daemon. An error among them breaks the connection off.
+pub(crate) struct Upload {
+    pieces: mpsc::Receiver<io::Result<Bytes>>,
+    uploaded: Arc<Uploaded>,
+}
+
+/// How far an upload is.
+#[derive(Debug, Default)]
+pub(crate) struct Uploaded {
+    bytes: AtomicU64,
+    whole: AtomicBool,
+    failure: OnceLock<io::Error>,
+}
+
+impl Upload {
+    pub(crate) fn new(pieces: mpsc::Receiver<io::Result<Bytes>>) -> (Self, Arc<Uploaded>) {
+        let uploaded = Arc::default();
+        (Self { pieces, uploaded: Arc::clone(&uploaded) }, uploaded)
+    }
+}
+
+impl Uploaded {
+    pub(crate) fn bytes(&self) -> u64 {
+        self.bytes.load(Ordering::Relaxed)
+    }
+
+    /// Whether everything was taken from us.
+    pub(crate) fn is_whole(&self) -> bool {
+        self.whole.load(Ordering::Relaxed)
+    }
+
+    /// Why there were not more bytes to send.
+    pub(crate) fn failure(&self) -> Option<&io::Error> {
+        self.failure.get()
+    }
+}
+
+impl Body for Upload {
+    type Data = Bytes;
+    type Error = io::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<io::Result<Frame<Bytes>>>> {
+        let piece = std::task::ready!(self.pieces.poll_recv(context));
+        let uploaded = &self.uploaded;
+        Poll::Ready(match piece {
+            None => {
+                uploaded.whole.store(true, Ordering::Relaxed);
+                None
+            }
+            Some(Ok(piece)) => {
+                let length = u64::try_from(piece.len()).unwrap_or(u64::MAX);
+                uploaded.bytes.fetch_add(length, Ordering::Relaxed);
+                Some(Ok(Frame::data(piece)))
+            }
+            Some(Err(error)) => {
+                let kind = error.kind();
+                // Nothing is read after the first failure.
+                let _first = uploaded.failure.set(error);
+                Some(Err(kind.into()))
+            }
+        })
     }
 }
 

@@ -24,6 +24,7 @@ use crate::secret;
 use crate::show::{self, Show};
 use crate::terminal::Terminal;
 
+mod coord;
 mod copy;
 mod image;
 mod logs;
@@ -77,6 +78,7 @@ impl Run<'_> {
             Verb::Invite(verb) => self.invite_verb(verb).await,
             Verb::Node(verb) => self.node_verb(verb).await,
             Verb::Site(verb) => self.site_verb(verb).await,
+            Verb::Coord(verb) => self.coord_verb(verb).await,
             Verb::Join(args) => self.join(args).await,
             Verb::Status(args) => self.status(args).await,
             Verb::Peers(args) => self.peers(args).await,

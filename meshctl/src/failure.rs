@@ -147,7 +147,8 @@ fn exit_of(code: ErrorCode) -> Exit {
         | ErrorCode::InviteUsed
         | ErrorCode::InviteRevoked
         | ErrorCode::RegistryDenied
-        | ErrorCode::RemoteRefused => Exit::Refused,
+        | ErrorCode::RemoteRefused
+        | ErrorCode::BackupForeign => Exit::Refused,
         ErrorCode::Unavailable => Exit::NoDaemon,
         ErrorCode::NotFound
         | ErrorCode::MethodNotAllowed
@@ -165,6 +166,11 @@ fn exit_of(code: ErrorCode) -> Exit {
         | ErrorCode::ProgramNotExecutable
         | ErrorCode::ClockSkew
         | ErrorCode::Unreachable
+        | ErrorCode::UnknownGroup
+        | ErrorCode::NoQuorum
+        | ErrorCode::WrongHome
+        | ErrorCode::Compacted
+        | ErrorCode::BackupInvalid
         | ErrorCode::Storage
         | ErrorCode::System
         | ErrorCode::Busy

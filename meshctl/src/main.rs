@@ -6,6 +6,7 @@
 mod cli;
 mod client;
 mod commands;
+mod confirm;
 mod failure;
 mod interrupt;
 mod progress;

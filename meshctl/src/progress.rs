@@ -52,6 +52,12 @@ const BAR_CELLS: u64 = 24;
 /// Percents between two lines where a line cannot be written over.
 const STEP_PERCENT: u64 = 25;
 
+fn cells(percent: u64) -> String {
+    let filled = usize::try_from(percent * BAR_CELLS / 100).unwrap_or(0);
+    let cells = usize::try_from(BAR_CELLS).unwrap_or(0);
+    format!("{}{}", "█".repeat(filled), "░".repeat(cells.saturating_sub(filled)))
+}
+
 impl Bar {
     pub(crate) fn new(style: Style, live: bool) -> Self {
         Self { progress: Progress::new(style, live), open: false, last: 0 }
@@ -64,9 +70,7 @@ impl Bar {
         let layers = format!("{} of {} layers", at.layers_done, at.layers_total);
         if self.progress.live {
             self.open = true;
-            let filled = usize::try_from(percent * BAR_CELLS / 100).unwrap_or(0);
-            let cells = usize::try_from(BAR_CELLS).unwrap_or(0);
-            let bar = format!("{}{}", "█".repeat(filled), "░".repeat(cells.saturating_sub(filled)));
+            let bar = cells(percent);
             return format!("\r\u{1b}[K{bar} {percent:>3} %  {done} of {total}  {layers}");
         }
         if percent < self.last + STEP_PERCENT && self.open {
@@ -79,6 +83,46 @@ impl Bar {
     /// Ends a line that was to be written over.
     pub(crate) fn end(&mut self) -> &'static str {
         if std::mem::take(&mut self.open) { self.progress.end() } else { "" }
+    }
+}
+
+/// How many bytes have gone, in one line.
+#[derive(Debug)]
+pub(crate) struct ByteBar {
+    what: &'static str,
+    progress: Progress,
+    /// What stands there, in thousandths; none if nothing does.
+    shown: Option<u64>,
+}
+
+impl ByteBar {
+    pub(crate) fn new(what: &'static str, style: Style, live: bool) -> Self {
+        Self { what, progress: Progress::new(style, live), shown: None }
+    }
+
+    /// The text for one step; nothing where it would only repeat itself. `about` bytes are expected.
+    pub(crate) fn text(&mut self, done: u64, about: u64) -> String {
+        let parts = |of: u64| (done.min(about).saturating_mul(of)).checked_div(about).unwrap_or(0);
+        let (percent, thousandths) = (parts(100), parts(1_000));
+        if self.progress.live {
+            if self.shown == Some(thousandths) {
+                return String::new();
+            }
+            self.shown = Some(thousandths);
+            let bar = cells(percent);
+            return format!("\r\u{1b}[K{bar} {percent:>3} %  {} of about {}", bytes(done), bytes(about));
+        }
+        let step = percent / STEP_PERCENT * STEP_PERCENT;
+        if step <= self.shown.unwrap_or(0) {
+            return String::new();
+        }
+        self.shown = Some(step);
+        format!("{}: {percent} %, {} of about {}\n", self.what, bytes(done), bytes(about))
+    }
+
+    /// Ends a line that was to be written over.
+    pub(crate) fn end(&mut self) -> &'static str {
+        if self.progress.live && self.shown.take().is_some() { self.progress.end() } else { "" }
     }
 }
 
@@ -110,5 +154,23 @@ mod tests {
         let text = render(true);
         assert!(text.starts_with("\r\u{1b}[K… reach a registrar\r\u{1b}[K✓ reach a registrar"), "{text:?}");
         assert_eq!(text.matches('\n').count(), 2);
+    }
+
+    #[test]
+    fn bytes_are_told_in_quarters_without_a_terminal() {
+        let mut bar = ByteBar::new("sending", Style::new(false), false);
+        let text: String = [0, 10, 250, 300, 700, 1_000, 1_200].iter().map(|done| bar.text(*done, 1_000)).collect();
+        assert_eq!(
+            text,
+            "sending: 25 %, 250 B of about 1.0 kB\nsending: 70 %, 700 B of about 1.0 kB\n\
+             sending: 100 %, 1.0 kB of about 1.0 kB\n"
+        );
+        assert_eq!(bar.end(), "");
+        assert_eq!(bar.text(5, 0), "", "nothing is known of the end");
+        let mut live = ByteBar::new("sending", Style::new(false), true);
+        assert!(live.text(500, 1_000).contains("50 %"));
+        assert_eq!(live.text(500, 1_000), "");
+        assert_ne!(live.end(), "");
+        assert_eq!(live.end(), "");
     }
 }

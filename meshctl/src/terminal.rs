@@ -25,7 +25,7 @@ pub(crate) struct Style {
 }
 
 impl Style {
-    pub(crate) fn new(color: bool) -> Self {
+    pub(crate) const fn new(color: bool) -> Self {
         Self { color }
     }
 

@@ -24,7 +24,7 @@ use tokio::process::Command;
 use tokio::sync::{Semaphore, oneshot};
 use tokio::task::JoinSet;
 use vdc_api::frame::{self, Kind};
-use vdc_api::{ErrorBody, MEDIA_JSON, MEDIA_SSE, STREAM_PROTOCOL};
+use vdc_api::{ErrorBody, MEDIA_BYTES, MEDIA_JSON, MEDIA_SSE, STREAM_PROTOCOL};
 
 /// What the daemon does with one request.
 pub(crate) enum Reply {
@@ -98,6 +98,10 @@ impl Peer {
 impl Reply {
     pub(crate) fn json(status: u16, body: &str) -> Self {
         Self::Whole { status, media: MEDIA_JSON, body: body.to_owned() }
+    }
+
+    pub(crate) fn bytes(body: String) -> Self {
+        Self::Whole { status: 200, media: MEDIA_BYTES, body }
     }
 
     pub(crate) fn stream(items: &[impl Serialize]) -> Self {

@@ -3,6 +3,8 @@
 #[cfg(test)]
 mod containers;
 #[cfg(test)]
+mod coord;
+#[cfg(test)]
 mod fake;
 #[cfg(test)]
 mod sessions;

@@ -151,7 +151,7 @@ async fn signals_go_to_a_program_without_a_terminal() {
     assert_eq!(child.wait().await.expect("it ends").code(), Some(143));
 }
 
-async fn kill(child: &Child, signal: &str) {
+pub(crate) async fn kill(child: &Child, signal: &str) {
     let pid = child.id().expect("it runs").to_string();
     let status = tokio::process::Command::new("kill").args([signal, &pid]).status().await.expect("kill(1) is there");
     assert!(status.success());
@@ -160,8 +160,8 @@ async fn kill(child: &Child, signal: &str) {
 // ---- terminals
 
 /// A terminal of its own, with meshctl on it.
-struct OnTerminal {
-    child: Child,
+pub(crate) struct OnTerminal {
+    pub(crate) child: Child,
     master: File,
     /// Kept open, so that it can be looked at afterwards.
     slave: OwnedFd,
@@ -169,7 +169,7 @@ struct OnTerminal {
 }
 
 impl OnTerminal {
-    fn start(daemon: &Daemon, words: &[&str]) -> Self {
+    pub(crate) fn start(daemon: &Daemon, words: &[&str]) -> Self {
         let size = nix::pty::Winsize { ws_row: 33, ws_col: 99, ws_xpixel: 0, ws_ypixel: 0 };
         let pty = openpty(Some(&size), None).expect("a pseudoterminal");
         let before = tcgetattr(&pty.slave).expect("a terminal");
@@ -181,7 +181,7 @@ impl OnTerminal {
     }
 
     /// Reads what is shown up to a text.
-    async fn shows(&self, text: &'static str) -> String {
+    pub(crate) async fn shows(&self, text: &'static str) -> String {
         let mut master = self.master.try_clone().expect("a descriptor");
         let read = move || {
             let (mut shown, mut byte) = (Vec::new(), [0]);
@@ -194,7 +194,7 @@ impl OnTerminal {
         tokio::task::spawn_blocking(read).await.expect("it did not panic")
     }
 
-    fn types(&mut self, keys: &[u8]) {
+    pub(crate) fn types(&mut self, keys: &[u8]) {
         self.master.write_all(keys).expect("the terminal is open");
     }
 
@@ -203,7 +203,7 @@ impl OnTerminal {
     }
 
     /// The exit code; the terminal must be as it was before.
-    async fn ended(&mut self) -> Option<i32> {
+    pub(crate) async fn ended(&mut self) -> Option<i32> {
         let status = self.child.wait().await.expect("it ends");
         assert!(tcgetattr(&self.slave).expect("a terminal") == self.before, "the terminal was given back as it was");
         status.code()

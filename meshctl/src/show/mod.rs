@@ -1,6 +1,7 @@
 //! Answers as text for people.
 
 mod admission;
+mod coord;
 mod human;
 mod network;
 mod policy;
@@ -14,6 +15,7 @@ use serde::de::DeserializeOwned;
 use crate::failure::Failure;
 use crate::terminal::{Paint, Style};
 
+pub(crate) use coord::{BackupDone, GroupMembers, home_words, recovery_cost, restore_cost, warnings as coord_warnings};
 pub(crate) use human::{age_ms, bytes, rtt};
 pub(crate) use network::{path, peer};
 pub(crate) use workload::{Brief, StatsRow, StatsTable};
@@ -131,6 +133,9 @@ mod tests {
         check(&samples::block_list());
         check(&samples::explanation());
         check(&samples::event_list());
+        check(&samples::coord_status());
+        check(&samples::recover_view());
+        check(&samples::restore_view());
         samples::ping_events().iter().for_each(check);
         samples::join_events().iter().for_each(check);
     }

@@ -14,7 +14,7 @@ use vdc_api::{
     Status, StatusQuery, VdcCreate, VdcCreated, VdcList, VdcRecover, VdcRecovered, VdcView, Version,
 };
 
-use crate::{Caller, WorkloadBackend};
+use crate::{Caller, CoordBackend, WorkloadBackend};
 
 /// The items of a stream. An error is told to the client and ends the stream.
 pub type Items<T> = BoxStream<'static, Result<T, ApiError>>;
@@ -115,4 +115,9 @@ pub trait Backend: WorkloadBackend {
 
     /// A connection to the API of the node that `on` means (a node, or `site=SITE`); none if that is this node.
     async fn remote(&self, vdc: &str, on: &str) -> Result<Option<Pipe>, ApiError>;
+
+    /// The coordination groups; none where the daemon has no part in any.
+    fn coord(&self) -> Option<Arc<dyn CoordBackend>> {
+        None
+    }
 }

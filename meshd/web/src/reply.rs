@@ -44,7 +44,7 @@ pub(crate) fn panicked() -> ApiError {
         .hint("look for the request id in its log (`journalctl -u meshd`) and report it")
 }
 
-fn stopping() -> ApiError {
+pub(crate) fn stopping() -> ApiError {
     ApiError::new(ErrorCode::Unavailable, "meshd is stopping")
 }
 

@@ -8,7 +8,7 @@ use axum::http::{HeaderMap, Uri, header};
 use bytes::{Buf, Bytes, BytesMut};
 use http_body_util::BodyExt;
 use serde::de::DeserializeOwned;
-use vdc_api::{ApiError, ErrorCode, MEDIA_JSON, REQUEST_BYTES_MAX};
+use vdc_api::{ApiError, ErrorCode, MEDIA_BYTES, MEDIA_JSON, REQUEST_BYTES_MAX};
 
 /// How much of an oversize body is read and thrown away, so that the client gets to read the refusal: closing a unix socket
 /// with unread bytes in it resets the peer.
@@ -64,11 +64,20 @@ pub(crate) async fn read_body(headers: &HeaderMap, body: Body, deadline: Duratio
     let bytes = tokio::time::timeout(deadline, collect(body))
         .await
         .map_err(|_| ApiError::new(ErrorCode::Timeout, "the request body did not arrive in time"))??;
-    if !bytes.is_empty() && !is_json(headers) {
+    if !bytes.is_empty() && !is_media(headers, MEDIA_JSON) {
         let error = ApiError::new(ErrorCode::UnsupportedMediaType, "the request body is not declared as JSON");
         return Err(error.hint(format!("send it with `content-type: {MEDIA_JSON}`")));
     }
     Ok(bytes)
+}
+
+/// Refuses an upload that is declared as something else than bytes.
+pub(crate) fn check_bytes(headers: &HeaderMap) -> Result<(), ApiError> {
+    if is_media(headers, MEDIA_BYTES) {
+        return Ok(());
+    }
+    let error = ApiError::new(ErrorCode::UnsupportedMediaType, "the request body is not declared as bytes");
+    Err(error.hint(format!("send it with `content-type: {MEDIA_BYTES}`")))
 }
 
 async fn collect(mut body: Body) -> Result<Bytes, ApiError> {
@@ -93,10 +102,10 @@ async fn collect(mut body: Body) -> Result<Bytes, ApiError> {
     Ok(bytes.freeze())
 }
 
-/// `application/json`, with or without parameters.
-fn is_json(headers: &HeaderMap) -> bool {
+/// The media type, with or without parameters.
+fn is_media(headers: &HeaderMap, media: &str) -> bool {
     let value = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or("");
-    value.split(';').next().unwrap_or("").trim().eq_ignore_ascii_case(MEDIA_JSON)
+    value.split(';').next().unwrap_or("").trim().eq_ignore_ascii_case(media)
 }
 
 #[cfg(test)]

@@ -21,11 +21,11 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{Instrument, debug, debug_span, info, warn};
 use vdc_api::endpoint::Operation;
-use vdc_api::{ApiError, Endpoint, ErrorCode, Method, STREAM_PROTOCOL, endpoint};
+use vdc_api::{ApiError, ByteStream, Endpoint, ErrorCode, Method, STREAM_PROTOCOL, endpoint};
 
-use crate::request::{parse_body, parse_query, read_body};
+use crate::request::{check_bytes, parse_body, parse_query, read_body};
 use crate::upgrade::{self, wanted as wanted_upgrade};
-use crate::{Access, Backend, Call, Caller, Items, Limits, Pipe, remote, reply};
+use crate::{Access, Backend, Call, Caller, CoordBackend, Items, Limits, Pieces, Pipe, pieces, remote, reply};
 
 /// Events of a detached stream that wait for a slow client. A client that lets more pile up loses its stream, not its
 /// operation. An event is below 4 KiB: at most 1 MiB a stream.
@@ -65,6 +65,13 @@ impl Ctx {
     /// The second varying segment: a node, an invite, a block.
     pub(crate) fn id(&self) -> &str {
         self.parts.get(1).expect("the path names something in the VDC")
+    }
+
+    pub(crate) fn coord(&self) -> Result<Arc<dyn CoordBackend>, ApiError> {
+        self.backend.coord().ok_or_else(|| {
+            ApiError::new(ErrorCode::Unavailable, "this node has no part in any coordination group yet")
+                .hint("try again in a moment")
+        })
     }
 }
 
@@ -162,6 +169,57 @@ impl Routes {
         })
     }
 
+    /// An operation that answers with bytes.
+    pub(crate) fn download<Q, B, F, Fut>(self, endpoint: Endpoint<Q, B, ByteStream>, run: F) -> Self
+    where
+        Q: DeserializeOwned + Send + 'static,
+        B: DeserializeOwned + Send + 'static,
+        F: Fn(Ctx, Q, B) -> Fut + Clone + Send + Sync + 'static,
+        Fut: Future<Output = Result<Pieces, ApiError>> + Send + 'static,
+    {
+        self.route(endpoint, move |shared, ctx, query, body| {
+            let (request_id, stop) = (ctx.call.request_id.clone(), stop_of(&shared, &ctx.call));
+            let permit = Arc::clone(&shared.streams).try_acquire_owned();
+            let work = run(ctx, query, body);
+            async move {
+                let permit = permit.map_err(|_| busy("too many streams are open"))?;
+                let pieces = to_end(&shared, endpoint.method, work).await?;
+                Ok(pieces::download(pieces, request_id, stop, permit))
+            }
+        })
+    }
+
+    /// An operation whose body is bytes. It sees a client that goes away as an error among them, and goes on to its end.
+    pub(crate) fn upload<Q, R, F, Fut>(self, endpoint: Endpoint<Q, ByteStream, R>, run: F) -> Self
+    where
+        Q: DeserializeOwned + Send + 'static,
+        R: Serialize + Send + 'static,
+        F: Fn(Ctx, Q, Pieces) -> Fut + Clone + Send + Sync + 'static,
+        Fut: Future<Output = Result<R, ApiError>> + Send + 'static,
+    {
+        self.raw(endpoint, move |shared, ctx, request| {
+            let run = run.clone();
+            async move {
+                let (head, body) = request.into_parts();
+                let (pieces, carrying) = pieces::upload(body, shared.limits);
+                let work = async {
+                    let permit = Arc::clone(&shared.streams).try_acquire_owned();
+                    let _permit = permit.map_err(|_| busy("too many streams are open"))?;
+                    check_bytes(&head.headers)?;
+                    let work = run(ctx, parse_query(&head.uri)?, pieces);
+                    let joined = shared.detached.spawn(work.in_current_span()).await;
+                    joined.unwrap_or_else(|_| Err(reply::panicked()))
+                };
+                // Whoever refuses drops the pieces; the answer waits until the client can hear it.
+                let both = futures::future::join(work, carrying);
+                let time = shared.limits.upload_time;
+                let ended = tokio::time::timeout(time, both).await;
+                let (answer, ()) = ended.map_err(|_| late(time, endpoint.method))?;
+                reply::json(&answer?)
+            }
+        })
+    }
+
     fn route<Q, B, R, F, Fut>(self, endpoint: Endpoint<Q, B, R>, answer: F) -> Self
     where
         Q: DeserializeOwned + Send + 'static,
@@ -170,10 +228,29 @@ impl Routes {
         F: Fn(Arc<Shared>, Ctx, Q, B) -> Fut + Clone + Send + Sync + 'static,
         Fut: Future<Output = Result<Response<Body>, ApiError>> + Send + 'static,
     {
+        self.raw(endpoint, move |shared, ctx, request| {
+            let answer = answer.clone();
+            async move {
+                let (query, body) = read(&shared, request).await?;
+                answer(shared, ctx, query, body).await
+            }
+        })
+    }
+
+    /// A route that reads its body itself.
+    fn raw<Q, B, R, F, Fut>(self, endpoint: Endpoint<Q, B, R>, answer: F) -> Self
+    where
+        Q: 'static,
+        B: 'static,
+        R: 'static,
+        F: Fn(Arc<Shared>, Ctx, Request<Body>) -> Fut + Clone + Send + Sync + 'static,
+        Fut: Future<Output = Result<Response<Body>, ApiError>> + Send + 'static,
+    {
         let operation = endpoint::ALL
             .iter()
             .find(|operation| (operation.method, operation.path) == (endpoint.method, endpoint.path))
             .expect("every endpoint is in the list");
+        let takes_bytes = operation.takes_bytes();
         let handler = move |State(shared): State<Arc<Shared>>,
                             Extension(call): Extension<Call>,
                             parts: Result<RawPathParams, RawPathParamsRejection>,
@@ -184,7 +261,12 @@ impl Routes {
                 let span =
                     debug_span!("api", operation = operation.id, request = call.request_id, uid = call.caller.uid);
                 let answered = async {
-                    admit(&shared, operation, &call).await?;
+                    if let Err(refusal) = admit(&shared, operation, &call).await {
+                        if takes_bytes {
+                            pieces::discard(request.into_body(), shared.limits).await;
+                        }
+                        return Err(refusal);
+                    }
                     let on = if operation.is_remote() { remote::take_on(&mut request)? } else { None };
                     let parts =
                         parts.map_err(|_| ApiError::new(ErrorCode::BadRequest, "the path is not UTF-8 text"))?;
@@ -200,8 +282,7 @@ impl Routes {
                     }
                     let upgrade = wanted_upgrade(&mut request);
                     let ctx = Ctx { backend: Arc::clone(&shared.backend), call: call.clone(), parts, upgrade };
-                    let (query, body) = read(&shared, request).await?;
-                    answer(Arc::clone(&shared), ctx, query, body).await
+                    answer(Arc::clone(&shared), ctx, request).await
                 };
                 let answered = AssertUnwindSafe(with_permit(&shared, answered)).catch_unwind().instrument(span).await;
                 let answered = answered.unwrap_or_else(|_| Err(reply::panicked()));
@@ -282,15 +363,15 @@ async fn to_end<T: Send + 'static>(
 ) -> Result<T, ApiError> {
     let time = shared.limits.request_time;
     if !method.changes() {
-        return tokio::time::timeout(time, work).await.map_err(|_| late(shared, method))?;
+        return tokio::time::timeout(time, work).await.map_err(|_| late(time, method))?;
     }
     let task = shared.detached.spawn(work.in_current_span());
-    let joined = tokio::time::timeout(time, task).await.map_err(|_| late(shared, method))?;
+    let joined = tokio::time::timeout(time, task).await.map_err(|_| late(time, method))?;
     joined.unwrap_or_else(|_| Err(reply::panicked()))
 }
 
-fn late(shared: &Shared, method: Method) -> ApiError {
-    let message = format!("no answer within {} s", shared.limits.request_time.as_secs());
+fn late(time: Duration, method: Method) -> ApiError {
+    let message = format!("no answer within {} s", time.as_secs());
     let error = ApiError::new(ErrorCode::Timeout, message);
     if method.changes() { error.hint("the change may still come about; look at `meshctl status`") } else { error }
 }
@@ -321,8 +402,8 @@ async fn detach<T: Send + 'static>(
         }
     };
     drop(shared.detached.spawn(drain.in_current_span()));
-    let started =
-        tokio::time::timeout(shared.limits.request_time, start).await.map_err(|_| late(shared, Method::Post))?;
+    let time = shared.limits.request_time;
+    let started = tokio::time::timeout(time, start).await.map_err(|_| late(time, Method::Post))?;
     started.unwrap_or_else(|_| Err(reply::panicked()))?;
     Ok(ReceiverStream::new(receiver).boxed())
 }

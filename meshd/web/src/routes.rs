@@ -7,9 +7,9 @@ use axum::http::{Request, Response};
 use axum::{Extension, Router};
 use vdc_api::{ApiError, ErrorCode, MEDIA_JSON, MEDIA_METRICS, endpoint};
 
-use crate::Call;
 use crate::reply;
 use crate::route::{OnHangUp, Routes, Shared};
+use crate::{Backup, Call};
 
 pub(crate) fn router(shared: Arc<Shared>) -> Router {
     let routes = Routes(Router::new());
@@ -17,6 +17,7 @@ pub(crate) fn router(shared: Arc<Shared>) -> Router {
     let routes = of_a_vdc(routes);
     let routes = of_workloads(routes);
     let routes = of_images(routes);
+    let routes = of_coordination(routes);
     routes.0.fallback(no_such_path).method_not_allowed_fallback(no_such_method).with_state(shared)
 }
 
@@ -130,6 +131,22 @@ fn of_images(routes: Routes) -> Routes {
         .json(endpoint::IMAGE_TAG, |c, (), body| async move { c.backend.image_tag(&c.call, c.vdc(), body).await })
         .json(endpoint::IMAGE_REMOVE, |c, (), ()| async move { c.backend.image_remove(&c.call, c.vdc(), c.id()).await })
         .json(endpoint::IMAGE_CLEAN, |c, (), ()| async move { c.backend.image_clean(&c.call, c.vdc()).await })
+}
+
+fn of_coordination(routes: Routes) -> Routes {
+    routes
+        .json(endpoint::COORD_STATUS, |c, (), ()| async move { c.coord()?.coord_status(c.vdc()).await })
+        .json(
+            endpoint::COORD_RECOVER,
+            |c, (), body| async move { c.coord()?.coord_recover(&c.call, c.vdc(), body).await },
+        )
+        .download(endpoint::COORD_BACKUP, |c, (), body| async move {
+            c.coord()?.coord_backup(&c.call, c.vdc(), body).await?.into_pieces()
+        })
+        .upload(endpoint::COORD_RESTORE, |c, query, pieces| async move {
+            let (coord, backup) = (c.coord()?, Backup::read(pieces).await?);
+            coord.coord_restore(&c.call, c.vdc(), query, backup).await
+        })
 }
 
 async fn no_such_path(Extension(call): Extension<Call>, request: Request<Body>) -> Response<Body> {

@@ -47,8 +47,12 @@ pub struct Limits {
     pub remotes_max: usize,
     /// For a request's head to arrive, and for an idle connection to stay.
     pub head_time: Duration,
-    /// For a request's body to arrive.
+    /// For a request's body to arrive; of an upload, for the next piece.
     pub body_time: Duration,
+    /// Bytes of an upload.
+    pub upload_bytes_max: u64,
+    /// For an upload to arrive and to be dealt with.
+    pub upload_time: Duration,
     /// For an answer, or the start of a stream.
     pub request_time: Duration,
     /// For all that is under way to end once the daemon stops.
@@ -65,6 +69,8 @@ impl Default for Limits {
             remotes_max: 16,
             head_time: Duration::from_secs(15),
             body_time: Duration::from_secs(10),
+            upload_bytes_max: vdc_api::BACKUP_BYTES_MAX,
+            upload_time: Duration::from_hours(1),
             request_time: Duration::from_secs(60),
             drain_time: Duration::from_secs(5),
         }

@@ -13,7 +13,7 @@ use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 use tokio::sync::Mutex;
 use tokio::task::JoinSet;
-use vdc_api::{ErrorBody, ErrorCode, MEDIA_JSON, SSE_DATA, SSE_ERROR, STREAM_PROTOCOL};
+use vdc_api::{ErrorBody, ErrorCode, MEDIA_BYTES, MEDIA_JSON, SSE_DATA, SSE_ERROR, STREAM_PROTOCOL};
 
 /// One connection; dropped, it is closed.
 pub(crate) struct Client {
@@ -37,6 +37,41 @@ impl Client {
 
     pub(crate) async fn send_as(self, media: &str, method: &str, path: &str, body: &str) -> Answer {
         self.exchange(media, method, path, body).await
+    }
+
+    /// Sends bytes.
+    pub(crate) async fn upload(self, path: &str, body: impl Into<Bytes>) -> Answer {
+        let request = Request::builder()
+            .method("POST")
+            .uri(path)
+            .header("host", "meshd")
+            .header("content-type", MEDIA_BYTES)
+            .body(Full::new(body.into()))
+            .expect("a well-formed request");
+        let response = self.sender.lock().await.send_request(request).await.expect("an answer");
+        Answer::of(response).await
+    }
+
+    /// What comes until the body ends or breaks off, and whether it ended.
+    pub(crate) async fn download(self, path: &str, body: &str) -> (Vec<u8>, bool) {
+        let request = Request::builder()
+            .method("POST")
+            .uri(path)
+            .header("host", "meshd")
+            .header("content-type", MEDIA_JSON)
+            .body(Full::new(Bytes::from(body.to_owned())))
+            .expect("a well-formed request");
+        let response = self.sender.lock().await.send_request(request).await.expect("an answer");
+        assert_eq!(response.status(), StatusCode::OK);
+        assert_eq!(response.headers()["content-type"], MEDIA_BYTES);
+        let (mut body, mut received) = (response.into_body(), Vec::new());
+        loop {
+            match body.frame().await {
+                None => return (received, true),
+                Some(Err(_)) => return (received, false),
+                Some(Ok(frame)) => received.extend(frame.into_data().expect("no trailers")),
+            }
+        }
     }
 
     /// Leaves the connection open.

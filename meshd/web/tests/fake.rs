@@ -4,12 +4,14 @@ use std::fmt::Debug;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use futures::stream::{self, StreamExt};
-use meshd_web::{Api, Backend, Call, Items, Limits, Listener, Pipe, RemoteNode, WebConfig, WorkloadBackend};
+use meshd_web::{
+    Api, Backend, Backup, Call, CoordBackend, Items, Limits, Listener, Pipe, RemoteNode, WebConfig, WorkloadBackend,
+};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::net::UnixStream;
@@ -61,7 +63,8 @@ impl Daemon {
         fs::write(&config.access.passwd_file, format!("tester:x:{}:1::/:/bin/sh\n", own_uid())).expect("writable");
         change(&mut config);
         let (gate, calls) = (Arc::new(Gate::new()), Arc::default());
-        let backend = Arc::new(Fake {
+        let backend = Arc::new_cyclic(|own| Fake {
+            own: Weak::clone(own),
             pipes: Mutex::default(),
             socket: config.socket.clone(),
             gate: Arc::clone(&gate),
@@ -184,6 +187,7 @@ impl Drop for Dropped {
 }
 
 struct Fake {
+    own: Weak<Self>,
     pipes: Mutex<JoinSet<()>>,
     socket: PathBuf,
     gate: Arc<Gate>,
@@ -370,6 +374,10 @@ impl Backend for Fake {
         self.note("explain", None, &[&vdc, &query]);
         Ok(samples::explanation())
     }
+    fn coord(&self) -> Option<Arc<dyn CoordBackend>> {
+        let own: Arc<dyn CoordBackend> = self.own.upgrade()?;
+        Some(own)
+    }
     async fn remote(&self, vdc: &str, on: &str) -> Result<Option<Pipe>, ApiError> {
         self.note("remote", None, &[&vdc, &on]);
         match on {
@@ -545,5 +553,66 @@ impl WorkloadBackend for Fake {
     async fn image_clean(&self, call: &Call, vdc: &str) -> Result<ImagesFreed, ApiError> {
         self.note("image_clean", Some(call), &[&vdc]);
         Ok(samples::images_freed())
+    }
+}
+
+/// Bytes of a backup behind its first line, in pieces.
+pub(crate) const ROWS: [&str; 3] = ["rows and ", "more rows", "\n"];
+
+#[async_trait]
+impl CoordBackend for Fake {
+    async fn coord_status(&self, vdc: &str) -> Result<CoordStatus, ApiError> {
+        self.note("coord_status", None, &[&vdc]);
+        Ok(samples::coord_status())
+    }
+    async fn coord_recover(&self, call: &Call, vdc: &str, request: CoordRecover) -> Result<RecoverView, ApiError> {
+        self.note("coord_recover", Some(call), &[&vdc, &request]);
+        Ok(if request.confirm { samples::recovered_view() } else { samples::recover_view() })
+    }
+    async fn coord_backup(&self, call: &Call, vdc: &str, request: CoordBackup) -> Result<Backup, ApiError> {
+        self.note("coord_backup", Some(call), &[&vdc, &request]);
+        if request.home == GroupHome::Site("nowhere".into()) {
+            return Err(ApiError::new(ErrorCode::UnknownGroup, "there is no group of site nowhere"));
+        }
+        let mut rows: Vec<_> = ROWS.iter().map(|piece| Ok((*piece).into())).collect();
+        let rows = match vdc {
+            "slow" => {
+                self.gate.entered.add_permits(1);
+                let dropped = Dropped(Arc::clone(&self.gate));
+                let endless = async move {
+                    let _dropped = dropped;
+                    futures::future::pending().await
+                };
+                stream::once(endless).boxed()
+            }
+            "broken" => {
+                rows.push(Err(ApiError::new(ErrorCode::Storage, "the disk has gone")));
+                stream::iter(rows).boxed()
+            }
+            "panic" => stream::once(async { panic!("as asked") }).boxed(),
+            _ => stream::iter(rows).boxed(),
+        };
+        Ok(Backup { header: samples::backup_header(), rows })
+    }
+    async fn coord_restore(
+        &self,
+        call: &Call,
+        vdc: &str,
+        query: RestoreQuery,
+        mut backup: Backup,
+    ) -> Result<RestoreView, ApiError> {
+        self.note("coord_restore", Some(call), &[&vdc, &query]);
+        if vdc == "foreign" {
+            return Err(ApiError::new(ErrorCode::BackupForeign, "this is a backup of another VDC"));
+        }
+        let mut length = 0;
+        while let Some(piece) = backup.rows.next().await {
+            let piece = piece.inspect_err(|error| self.note("coord_restore_failed", None, &[&error.message]))?;
+            length += u64::try_from(piece.len()).expect("short");
+            if vdc == "slow" {
+                self.gate.entered.add_permits(1);
+            }
+        }
+        Ok(RestoreView { revision: length, ..samples::restore_view() })
     }
 }

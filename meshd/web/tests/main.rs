@@ -3,6 +3,8 @@
 #[cfg(test)]
 mod client;
 #[cfg(test)]
+mod coord;
+#[cfg(test)]
 mod fake;
 
 #[cfg(test)]
@@ -28,6 +30,7 @@ mod tests {
             "workload_run" | "image_pull" => json!({"image": "debian:12"}),
             "workload_signal" => json!({"signal": "HUP"}),
             "workload_copy" => json!({"direction": "out", "path": "/etc"}),
+            "coord_recover" | "coord_backup" => json!({"home": {"site": "berlin"}}),
             "image_tag" => json!({"image": "debian:12", "tag": "localhost/base:1"}),
             _ => Value::Null,
         }
@@ -39,6 +42,7 @@ mod tests {
         let path = path.replace("{workload}", "web").replace("{image}", "debian%3A12");
         match operation.id {
             "ping" => path + "?target=berlin1&count=3",
+            "coord_restore" => path + "?home=site:berlin",
             "explain" => path + "?source=a&destination=b&flow=80",
             _ => path,
         }
@@ -59,7 +63,12 @@ mod tests {
                 upgrade.pipe.read_exact(&mut greeting).await.expect(operation.id);
                 continue;
             }
-            let answer = client.send(operation.method.as_str(), &path_for(operation), &body).await;
+            let answer = if operation.takes_bytes() {
+                let backup = vdc_api::samples::backup_header().to_line().expect("short");
+                client.upload(&path_for(operation), backup).await
+            } else {
+                client.send(operation.method.as_str(), &path_for(operation), &body).await
+            };
             assert_eq!(answer.status, 200, "{}: {}", operation.id, answer.text());
             assert!(answer.header("x-request-id").is_some_and(|id| id.len() == 15), "{}", operation.id);
             assert_eq!(answer.header("cache-control"), Some("no-store"));
@@ -69,6 +78,7 @@ mod tests {
                     assert_eq!(answer.header("content-type"), Some("text/event-stream"));
                     assert!(!Sse::parse(&answer.text()).is_empty(), "{}", operation.id);
                 }
+                Reply::Bytes => assert_eq!(answer.header("content-type"), Some("application/octet-stream")),
                 Reply::Text | Reply::Upgrade => {}
             }
         }

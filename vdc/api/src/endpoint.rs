@@ -8,14 +8,15 @@ use utoipa::openapi::{RefOr, Schema};
 use utoipa::{IntoParams, PartialSchema, ToSchema};
 
 use crate::{
-    AttachRequest, BlockCreate, BlockList, BlockView, Capacity, ConnectRequest, Connected, CopyRequest, EventList,
-    EventView, EventsQuery, ExecRequest, ExplainQuery, Explanation, ExposureChange, ExposureList, ExposureView,
-    GrantChange, Health, ImageList, ImagePull, ImageTag, ImageView, ImagesFreed, InviteCreate, InviteCreated,
-    InviteList, InviteView, IssuedList, IssuedQuery, JoinEvent, JoinRequest, LeaveRequest, Left, LogEvent, LogsQuery,
-    NodeList, NodeRevoke, NodeRevoked, NodeView, PeerList, PingEvent, PingQuery, PullEvent, RemoveQuery, Renewed,
-    RunEvent, SignalRequest, SiteAdd, SiteAdded, SiteList, StatsEvent, StatsQuery, Status, StatusQuery, StopRequest,
-    VdcCreate, VdcCreated, VdcList, VdcRecover, VdcRecovered, VdcView, Version, WaitQuery, Waited, WorkloadList,
-    WorkloadRemoved, WorkloadRun, WorkloadView,
+    AttachRequest, BlockCreate, BlockList, BlockView, ByteStream, Capacity, ConnectRequest, Connected, CoordBackup,
+    CoordRecover, CoordStatus, CopyRequest, EventList, EventView, EventsQuery, ExecRequest, ExplainQuery, Explanation,
+    ExposureChange, ExposureList, ExposureView, GrantChange, Health, ImageList, ImagePull, ImageTag, ImageView,
+    ImagesFreed, InviteCreate, InviteCreated, InviteList, InviteView, IssuedList, IssuedQuery, JoinEvent, JoinRequest,
+    LeaveRequest, Left, LogEvent, LogsQuery, NodeList, NodeRevoke, NodeRevoked, NodeView, PeerList, PingEvent,
+    PingQuery, PullEvent, RecoverView, RemoveQuery, Renewed, RestoreQuery, RestoreView, RunEvent, SignalRequest,
+    SiteAdd, SiteAdded, SiteList, StatsEvent, StatsQuery, Status, StatusQuery, StopRequest, VdcCreate, VdcCreated,
+    VdcList, VdcRecover, VdcRecovered, VdcView, Version, WaitQuery, Waited, WorkloadList, WorkloadRemoved, WorkloadRun,
+    WorkloadView,
 };
 
 /// How an operation is called.
@@ -60,6 +61,8 @@ pub enum Reply {
     Stream,
     /// Text for another standard's readers.
     Text,
+    /// Bytes whose number is not known beforehand; one that fails on the way breaks off. The response type is [`ByteStream`].
+    Bytes,
     /// The connection becomes [`crate::STREAM_PROTOCOL`].
     Upgrade,
 }
@@ -148,6 +151,12 @@ impl Operation {
             .any(|prefix| self.path.starts_with(prefix))
     }
 
+    /// Whether its request's body is a stream of bytes instead of JSON.
+    #[must_use]
+    pub fn takes_bytes(&self) -> bool {
+        self.body.is_some_and(|body| body().is_bytes())
+    }
+
     /// Whether it needs permission: it changes something, or shows what workloads were told and what they say.
     #[must_use]
     pub fn is_guarded(&self) -> bool {
@@ -160,6 +169,12 @@ pub(crate) struct NamedSchema {
     pub(crate) name: String,
     pub(crate) schema: RefOr<Schema>,
     pub(crate) inner: Vec<(String, RefOr<Schema>)>,
+}
+
+impl NamedSchema {
+    pub(crate) fn is_bytes(&self) -> bool {
+        self.name == ByteStream::name()
+    }
 }
 
 fn schema_of<T: ToSchema>() -> NamedSchema {
@@ -321,6 +336,14 @@ endpoints! {
     IMAGE_REMOVE = image_remove: Delete "/v1/vdcs/{vdc}/images/{image}" => Json ImagesFreed;
     /// Remove what no name and no workload needs
     IMAGE_CLEAN = image_clean: Post "/v1/vdcs/{vdc}/images/clean" => Json ImagesFreed;
+    /// The coordination groups: who leads, what may fail
+    COORD_STATUS = coord_status: Get "/v1/vdcs/{vdc}/coord" => Json CoordStatus;
+    /// Found a coordination group anew after too many of its voters were lost, or say what that would cost
+    COORD_RECOVER = coord_recover: Post "/v1/vdcs/{vdc}/coord/recover", CoordRecover => Json RecoverView;
+    /// All that a coordination group holds
+    COORD_BACKUP = coord_backup: Post "/v1/vdcs/{vdc}/coord/backup", CoordBackup => Bytes ByteStream;
+    /// Replace all that a coordination group holds by a backup
+    COORD_RESTORE = coord_restore: Post "/v1/vdcs/{vdc}/coord/restore" ? RestoreQuery, ByteStream => Json RestoreView;
 }
 
 #[cfg(test)]

@@ -62,6 +62,18 @@ pub enum ErrorCode {
     RemoteRefused,
     /// The other node does not answer over the infra plane.
     RemoteUnreachable,
+    /// There is no coordination group of that home.
+    UnknownGroup,
+    /// Too few voters of the coordination group answer: nothing can be changed, and nothing read that must be current.
+    NoQuorum,
+    /// This group does not decide about the thing; another one is its home.
+    WrongHome,
+    /// The changes asked for are older than what is kept of them; read the whole and go on from there.
+    Compacted,
+    /// No backup of a coordination group, or one that is truncated or damaged.
+    BackupInvalid,
+    /// A backup of another VDC or of another home.
+    BackupForeign,
     /// The state directory is full or cannot be written.
     Storage,
     /// The operating system does not let the daemon do what is needed (no TUN, no nftables, port in use).
@@ -85,6 +97,7 @@ impl ErrorCode {
         match self {
             Self::BadRequest
             | Self::InviteInvalid
+            | Self::BackupInvalid
             | Self::ImageInvalid
             | Self::UnknownUser
             | Self::ProgramNotFound
@@ -94,7 +107,7 @@ impl ErrorCode {
             | Self::OwnerKeyNeeded
             | Self::RegistryDenied
             | Self::RemoteRefused => 403,
-            Self::NotFound | Self::ImageNotFound => 404,
+            Self::NotFound | Self::ImageNotFound | Self::UnknownGroup => 404,
             Self::MethodNotAllowed => 405,
             Self::Conflict
             | Self::NoVdc
@@ -103,14 +116,16 @@ impl ErrorCode {
             | Self::InviteUsed
             | Self::PortTaken
             | Self::NotRunning
+            | Self::WrongHome
+            | Self::BackupForeign
             | Self::ClockSkew => 409,
-            Self::InviteExpired | Self::InviteRevoked => 410,
+            Self::InviteExpired | Self::InviteRevoked | Self::Compacted => 410,
             Self::TooLarge => 413,
             Self::UnsupportedMediaType => 415,
             Self::UpgradeRequired => 426,
             Self::Internal | Self::System | Self::Unknown => 500,
             Self::Unreachable | Self::RegistryUnreachable | Self::RemoteUnreachable => 502,
-            Self::Busy | Self::Unavailable => 503,
+            Self::Busy | Self::Unavailable | Self::NoQuorum => 503,
             Self::Timeout => 504,
             Self::Storage => 507,
         }
@@ -150,6 +165,12 @@ impl ErrorCode {
             Self::ProgramNotExecutable => "program-not-executable",
             Self::RemoteRefused => "remote-refused",
             Self::RemoteUnreachable => "remote-unreachable",
+            Self::UnknownGroup => "unknown-group",
+            Self::NoQuorum => "no-quorum",
+            Self::WrongHome => "wrong-home",
+            Self::Compacted => "compacted",
+            Self::BackupInvalid => "backup-invalid",
+            Self::BackupForeign => "backup-foreign",
             Self::Storage => "storage",
             Self::System => "system",
             Self::Busy => "busy",
@@ -283,6 +304,12 @@ mod tests {
             ErrorCode::ProgramNotExecutable,
             ErrorCode::RemoteRefused,
             ErrorCode::RemoteUnreachable,
+            ErrorCode::UnknownGroup,
+            ErrorCode::NoQuorum,
+            ErrorCode::WrongHome,
+            ErrorCode::Compacted,
+            ErrorCode::BackupInvalid,
+            ErrorCode::BackupForeign,
             ErrorCode::Storage,
             ErrorCode::System,
             ErrorCode::Busy,

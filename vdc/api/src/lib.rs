@@ -19,6 +19,7 @@
 #![forbid(unsafe_code)]
 
 mod authority;
+mod coord;
 pub mod endpoint;
 mod error;
 mod event;
@@ -40,6 +41,11 @@ mod vdc;
 mod workload;
 
 pub use authority::{IssuedList, IssuedQuery, IssuedView, OwnerKey, VdcRecover, VdcRecovered};
+pub use coord::{
+    BACKUP_BYTES_MAX, BACKUP_HEADER_BYTES_MAX, BackupHeader, BackupHeaderError, CoordBackup, CoordRecover, CoordStatus,
+    GroupHome, GroupHomeError, GroupMemberView, GroupState, GroupView, MemberRole, RecoverView, RedundancyLevel,
+    RedundancyView, RestoreQuery, RestoreView, RoleHere,
+};
 pub use endpoint::{Endpoint, Method, Reply};
 pub use error::{ApiError, ErrorBody, ErrorCode};
 pub use event::{EventList, EventView, EventsQuery, Severity};
@@ -73,6 +79,20 @@ pub use workload::{
 /// Frames of an upgraded connection, both directions: what `exec`, `attach` and `copy` speak.
 pub use workloads_wire::frame;
 
+/// Stands for a body that is a stream of bytes, in the list of operations; there are no values of it.
+#[derive(Clone, Copy, Debug)]
+pub enum ByteStream {}
+
+impl utoipa::PartialSchema for ByteStream {
+    fn schema() -> utoipa::openapi::RefOr<utoipa::openapi::Schema> {
+        use utoipa::openapi::schema::{KnownFormat, ObjectBuilder, SchemaFormat, Type};
+        let format = SchemaFormat::KnownFormat(KnownFormat::Binary);
+        ObjectBuilder::new().schema_type(Type::String).format(Some(format)).into()
+    }
+}
+
+impl utoipa::ToSchema for ByteStream {}
+
 /// Stands for a VDC's name in a path: the only VDC of this node, or else the one in use (`meshctl vdc use`).
 pub const DEFAULT_VDC: &str = "-";
 
@@ -84,6 +104,8 @@ pub const REQUEST_BYTES_MAX: usize = 64 << 10;
 
 /// Media type of request and response bodies.
 pub const MEDIA_JSON: &str = "application/json";
+/// Media type of streams of bytes, in requests and responses.
+pub const MEDIA_BYTES: &str = "application/octet-stream";
 /// Media type of streams: Server-Sent Events whose `data` is one JSON value; an `error` event carries an [`ErrorBody`].
 pub const MEDIA_SSE: &str = "text/event-stream";
 /// Media type of the metrics.

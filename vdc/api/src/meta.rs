@@ -93,6 +93,10 @@ pub enum ProblemCode {
     RecordConflict,
     /// This node is the only one, or the only one that can do what others depend on: nothing replaces it.
     NoRedundancy,
+    /// A coordination group survives less than the boxes that there are would allow.
+    CoordinationReduced,
+    /// A coordination group takes no changes: too few of its voters answer, or this node refuses to serve it.
+    CoordinationStopped,
     /// A VDC of this node is on disk and could not be brought up.
     VdcNotServed,
     /// A part of the daemon stopped and is being restarted.

@@ -10,7 +10,7 @@ use utoipa::openapi::{
 };
 
 use crate::endpoint::{ALL, NamedSchema, Operation};
-use crate::{ErrorBody, MEDIA_JSON, MEDIA_METRICS, MEDIA_SSE, Method, Reply, endpoint};
+use crate::{ErrorBody, MEDIA_BYTES, MEDIA_JSON, MEDIA_METRICS, MEDIA_SSE, Method, Reply, endpoint};
 
 /// The API as an OpenAPI 3.1 document. `openapi.json` beside this crate's manifest holds it as JSON.
 #[must_use]
@@ -53,9 +53,9 @@ fn inner_schemas<T: ToSchema>() -> Vec<(String, RefOr<Schema>)> {
     inner
 }
 
-/// Strings are written in place.
+/// Strings and bytes are written in place.
 fn is_component(named: &NamedSchema) -> bool {
-    named.name != "String"
+    named.name != "String" && !named.is_bytes()
 }
 
 fn http_method(method: Method) -> HttpMethod {
@@ -73,6 +73,7 @@ fn describe(operation: &Operation) -> OperationBuilder {
     let media = match operation.reply {
         Reply::Json => MEDIA_JSON,
         Reply::Stream => MEDIA_SSE,
+        Reply::Bytes => MEDIA_BYTES,
         Reply::Text if operation.path == endpoint::METRICS.path => MEDIA_METRICS,
         Reply::Text | Reply::Upgrade => MEDIA_JSON,
     };
@@ -83,12 +84,15 @@ fn describe(operation: &Operation) -> OperationBuilder {
         Reply::Upgrade => {
             "The connection speaks meshd-stream/1 from here on: frames of a kind byte, a length in four bytes, big endian, and so many bytes"
         }
+        Reply::Bytes => "A stream of bytes; one that fails on the way breaks off",
         Reply::Json | Reply::Text => "Success",
     };
     let success = ResponseBuilder::new().description(description);
     let (code, success) = match operation.reply {
         Reply::Upgrade => ("101", success),
-        Reply::Json | Reply::Stream | Reply::Text => ("200", success.content(media, reference(&response))),
+        Reply::Json | Reply::Stream | Reply::Text | Reply::Bytes => {
+            ("200", success.content(media, reference(&response)))
+        }
     };
     let mut builder = OperationBuilder::new()
         .operation_id(Some(operation.id))
@@ -108,8 +112,8 @@ fn describe(operation: &Operation) -> OperationBuilder {
         builder = builder.parameter(parameter);
     }
     if let Some(body) = operation.body {
-        let body =
-            RequestBodyBuilder::new().required(Some(Required::True)).content(MEDIA_JSON, reference(&body())).build();
+        let media = if operation.takes_bytes() { MEDIA_BYTES } else { MEDIA_JSON };
+        let body = RequestBodyBuilder::new().required(Some(Required::True)).content(media, reference(&body())).build();
         builder = builder.request_body(Some(body));
     }
     builder

@@ -1,16 +1,17 @@
 //! One value of every response, as a three-site VDC would give it: for the tests of servers and clients.
 
 use crate::{
-    Addresses, BlockList, BlockView, CandidateView, Connected, ControlLinkView, DataPathView, DegradedView, DnsState,
-    DnsView, EventList, EventView, ExitReason, ExitView, ExplainStep, Explanation, ExposedWorkload, ExposureList,
-    ExposureView, Health, HealthSpec, HealthState, HealthStatus, ImageList, ImageView, ImagesFreed, InviteCreated,
-    InviteList, InviteState, InviteView, IssuedList, IssuedView, JoinEvent, Joined, Left, LinkState, LinkView,
-    ListenView, LogEvent, LogStream, MembershipView, NodeList, NodeRevoked, NodeView, NotServedView, PartyKind,
+    Addresses, BackupHeader, BlockList, BlockView, CandidateView, Connected, ControlLinkView, CoordStatus,
+    DataPathView, DegradedView, DnsState, DnsView, EventList, EventView, ExitReason, ExitView, ExplainStep,
+    Explanation, ExposedWorkload, ExposureList, ExposureView, GroupHome, GroupMemberView, GroupState, GroupView,
+    Health, HealthSpec, HealthState, HealthStatus, ImageList, ImageView, ImagesFreed, InviteCreated, InviteList,
+    InviteState, InviteView, IssuedList, IssuedView, JoinEvent, Joined, Left, LinkState, LinkView, ListenView,
+    LogEvent, LogStream, MemberRole, MembershipView, NodeList, NodeRevoked, NodeView, NotServedView, PartyKind,
     PartyView, PathKind, PathView, PeerList, PeerView, Phase, PingEvent, Problem, ProblemCode, ProblemSeverity,
-    PullEvent, PullProgress, Reachability, ReachabilityVerdict, RecordView, RecoveryKey, RedemptionView, Renewed,
-    RestartPolicy, RosterView, RunEvent, Severity, SiteAdded, SiteList, SiteView, Standing, StatsEvent, Status,
-    StepState, StepVerdict, StepView, VdcCreated, VdcList, VdcRecovered, VdcStatus, VdcView, Version, Waited,
-    WorkloadList, WorkloadRemoved, WorkloadRun, WorkloadView,
+    PullEvent, PullProgress, Reachability, ReachabilityVerdict, RecordView, RecoverView, RecoveryKey, RedemptionView,
+    RedundancyLevel, RedundancyView, Renewed, RestartPolicy, RestoreView, RoleHere, RosterView, RunEvent, Severity,
+    SiteAdded, SiteList, SiteView, Standing, StatsEvent, Status, StepState, StepVerdict, StepView, VdcCreated, VdcList,
+    VdcRecovered, VdcStatus, VdcView, Version, Waited, WorkloadList, WorkloadRemoved, WorkloadRun, WorkloadView,
 };
 
 #[must_use]
@@ -816,4 +817,137 @@ pub fn capacity() -> crate::Capacity {
         memory_free_bytes: 11 << 30,
         running: 3,
     }
+}
+
+fn voter(node: &str, site: &str, last_heard_ms: Option<u64>, lag: u64) -> GroupMemberView {
+    GroupMemberView {
+        node: node.into(),
+        site: site.into(),
+        role: MemberRole::Voter,
+        reachable: true,
+        last_heard_ms,
+        lag: Some(lag),
+        since: Some("2026-03-01T09:30:00Z".into()),
+    }
+}
+
+/// The VDC's group as it should be, without one voter; berlin's as it should be; lisbon's of one box.
+#[must_use]
+pub fn coord_status() -> CoordStatus {
+    let lost = GroupMemberView {
+        reachable: false,
+        last_heard_ms: Some(190_000),
+        lag: Some(512),
+        ..voter("lisbon1", "lisbon", None, 0)
+    };
+    let learner = GroupMemberView { role: MemberRole::Learner, ..voter("berlin2", "berlin", Some(140), 3) };
+    let of_vdc = GroupView {
+        home: GroupHome::Vdc,
+        group: Some("9d".repeat(32)),
+        founded_by: Some("paris1.paris".into()),
+        founded_at: Some("2026-03-01T09:00:00Z".into()),
+        state: GroupState::Serving,
+        reason: None,
+        leader: Some("paris1.paris".into()),
+        term: Some(7),
+        revision: Some(90_214),
+        compacted: Some(80_001),
+        keys: Some(1_204),
+        size_bytes: Some(310_000),
+        role_here: RoleHere::Voter,
+        redundancy: RedundancyView {
+            level: RedundancyLevel::None,
+            words: "no redundancy: lisbon1 does not answer, and the next voter that fails stops it".into(),
+            below_table: true,
+        },
+        warnings: vec!["lisbon1.lisbon has not answered for 3m10s; it is replaced after 10m00s".into()],
+        members: vec![voter("berlin1", "berlin", Some(80), 0), lost, voter("paris1", "paris", None, 0), learner],
+    };
+    let of_berlin = GroupView {
+        home: GroupHome::Site("berlin".into()),
+        group: Some("4e".repeat(32)),
+        founded_by: Some("berlin1.berlin".into()),
+        leader: Some("berlin2.berlin".into()),
+        revision: Some(512),
+        compacted: Some(1),
+        keys: Some(40),
+        size_bytes: Some(9_412),
+        role_here: RoleHere::Client,
+        redundancy: RedundancyView {
+            level: RedundancyLevel::Ok,
+            words: "any one of 3 may fail now".into(),
+            below_table: false,
+        },
+        warnings: vec![],
+        members: ["berlin1", "berlin2", "berlin3"].map(|node| voter(node, "berlin", Some(300), 0)).into(),
+        ..of_vdc.clone()
+    };
+    let of_lisbon = GroupView {
+        home: GroupHome::Site("lisbon".into()),
+        state: GroupState::NotHere,
+        reason: Some("no node of the site answers".into()),
+        leader: None,
+        term: None,
+        revision: None,
+        compacted: None,
+        keys: None,
+        size_bytes: None,
+        redundancy: RedundancyView {
+            level: RedundancyLevel::None,
+            words: "no redundancy: the site has one box".into(),
+            below_table: false,
+        },
+        members: vec![GroupMemberView {
+            reachable: false,
+            last_heard_ms: None,
+            lag: None,
+            ..voter("lisbon1", "lisbon", None, 0)
+        }],
+        ..of_berlin.clone()
+    };
+    CoordStatus { vdc: "acme".into(), groups: vec![of_vdc, of_berlin, of_lisbon] }
+}
+
+/// What it would cost to go on with the copy of one voter of three.
+#[must_use]
+pub fn recover_view() -> RecoverView {
+    RecoverView {
+        home: GroupHome::Site("berlin".into()),
+        from: "berlin2.berlin".into(),
+        revision: 510,
+        acknowledged_elsewhere: Some(2),
+        voters_given_up: vec!["berlin1.berlin".into(), "berlin3.berlin".into()],
+        would: vec![
+            "berlin2.berlin holds everything up to revision 510".into(),
+            "2 changes after it were acknowledged and are lost".into(),
+            "berlin1.berlin and berlin3.berlin are given up: what only they hold is lost".into(),
+        ],
+        done: false,
+        group: None,
+    }
+}
+
+/// The same, done.
+#[must_use]
+pub fn recovered_view() -> RecoverView {
+    RecoverView { done: true, group: Some("5f".repeat(32)), ..recover_view() }
+}
+
+#[must_use]
+pub fn backup_header() -> BackupHeader {
+    BackupHeader {
+        vdc: vdc().id,
+        home: GroupHome::Site("berlin".into()),
+        group: "4e".repeat(32),
+        revision: 498,
+        keys: 38,
+        about_bytes: 10_000,
+        taken_at: "2026-03-01T03:00:00Z".into(),
+        node: "berlin2.berlin".into(),
+    }
+}
+
+#[must_use]
+pub fn restore_view() -> RestoreView {
+    RestoreView { home: GroupHome::Site("berlin".into()), revision: 513, keys: 38, refused: None }
 }

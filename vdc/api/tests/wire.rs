@@ -2,8 +2,10 @@
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
     use vdc_api::{
-        ErrorBody, ErrorCode, EventsQuery, InviteCreate, JoinEvent, PingEvent, PingQuery, StepState, StepView,
+        ErrorBody, ErrorCode, EventsQuery, GroupState, InviteCreate, JoinEvent, PingEvent, PingQuery, StepState,
+        StepView,
     };
 
     #[test]
@@ -86,6 +88,36 @@ mod tests {
         );
         let lost = PingEvent::Lost { seq: 3, reason: "no reply".into() };
         assert_eq!(serde_json::to_string(&lost).expect("plain"), r#"{"type":"lost","seq":3,"reason":"no reply"}"#);
+    }
+
+    #[test]
+    fn groups_are_told_in_words_that_stay() {
+        let status = serde_json::to_value(vdc_api::samples::coord_status()).expect("plain");
+        let (of_vdc, of_berlin) = (&status["groups"][0], &status["groups"][1]);
+        assert_eq!((&of_vdc["home"], &of_vdc["state"]), (&json!("vdc"), &json!("serving")));
+        assert_eq!(of_vdc["redundancy"]["level"], "none");
+        assert_eq!((&of_berlin["home"], &of_berlin["role_here"]), (&json!({"site": "berlin"}), &json!("client")));
+        let learner = json!({
+            "node": "berlin2", "site": "berlin", "role": "learner", "reachable": true, "last_heard_ms": 140, "lag": 3,
+            "since": "2026-03-01T09:30:00Z",
+        });
+        assert_eq!(of_vdc["members"][3], learner);
+        for (state, word) in [
+            (GroupState::Serving, "serving"),
+            (GroupState::ReadOnly, "read-only"),
+            (GroupState::NoLeader, "no-leader"),
+            (GroupState::NotHere, "not-here"),
+            (GroupState::Refused, "refused"),
+        ] {
+            assert_eq!(serde_json::to_value(state).expect("plain"), word);
+        }
+        // Backups outlive releases.
+        let line = vdc_api::samples::backup_header().to_line().expect("short");
+        let (vdc, group) = (vdc_api::samples::vdc().id, "4e".repeat(32));
+        let expected = format!(
+            r#"meshd-coord-backup/1 {{"vdc":"{vdc}","home":{{"site":"berlin"}},"group":"{group}","revision":498,"keys":38,"about_bytes":10000,"taken_at":"2026-03-01T03:00:00Z","node":"berlin2.berlin"}}"#
+        );
+        assert_eq!(line, expected + "\n");
     }
 
     #[test]
