@@ -19,6 +19,7 @@ use vdc::{
     Body, Hash, InviteId, Ipv4Block, Key, Name, Office, Role, Signed, SigningKey, SiteNumber, UnixTime, VdcId, WgKey,
     codec, peer, policy, sync,
 };
+use vdc_coord::{ClientId, Compare, Condition, Entry, LeaseId, Op, Revision, Row, Transaction};
 use workloads_wire::message::{self, Command, Config, Event, Exec, Exit, HealthCheck, HealthState, Held, Phase};
 use workloads_wire::{frame, log};
 
@@ -39,6 +40,7 @@ fn main() -> std::io::Result<()> {
     binary("invite", &[("one-registrar", token(&owner).into_bytes())])?;
     binary("invite-state", &invite_states(&owner))?;
     binary("roster", &histories())?;
+    coord()?;
     overlay()?;
     shim()?;
     image()?;
@@ -51,6 +53,59 @@ fn main() -> std::io::Result<()> {
     text("key", &[&"5a".repeat(32)], &["5a", &"zz".repeat(32)])?;
     text("port-spec", &["80", "443/tcp", "8000-8010/udp"], &["0", "80/sctp", "9-1", "+80"])?;
     text("flow-spec", &["icmp", "53/udp"], &["ICMP", "1-2"])
+}
+
+fn coord() -> std::io::Result<()> {
+    let bytes = |text: &str| ByteVec::from(text.as_bytes().to_vec());
+    let request = |number, command| vdc_coord::Request { client: ClientId([7; 16]), number, command };
+    let lease = LeaseId(1);
+    let when = |condition| Compare { key: bytes("k"), condition };
+    let grant = request(1, vdc_coord::Command::GrantLease { ttl_ms: 1_000 });
+    let put = |key, lease| Op::Put { key: bytes(key), value: bytes("v"), lease };
+    let claim = Transaction {
+        compares: vec![when(Condition::Absent), when(Condition::LeaseHeld(lease))],
+        success: vec![put("k", Some(lease)), put("l", None), Op::Read { key: bytes("k") }],
+        failure: vec![Op::Read { key: bytes("k") }],
+    };
+    let change = Transaction {
+        compares: vec![
+            when(Condition::Present),
+            when(Condition::Version(1)),
+            when(Condition::Modified(Revision(2))),
+            when(Condition::Value(bytes("v"))),
+            when(Condition::Lease(lease)),
+        ],
+        success: vec![Op::Delete { key: bytes("l") }, Op::DeleteRange { from: bytes("a"), to: bytes("") }],
+        failure: vec![],
+    };
+    let claim = request(2, vdc_coord::Command::Transact(claim));
+    let change = request(3, vdc_coord::Command::Transact(change));
+    let keep_alive = request(4, vdc_coord::Command::KeepAlive { lease });
+    let revoke = request(5, vdc_coord::Command::Revoke { lease });
+    let compact = request(6, vdc_coord::Command::Compact { before: Revision(2) });
+    let last = request(u64::MAX, vdc_coord::Command::Open);
+    let row = Row { value: bytes("v"), created: Revision(1), modified: Revision(300), version: 2, lease: Some(lease) };
+    binary("coord-row", &[("leased", codec::encode(&row)), ("plain", codec::encode(&Row { lease: None, ..row }))])?;
+    let requests = [
+        ("grant", &grant),
+        ("claim", &claim),
+        ("change", &change),
+        ("keep-alive", &keep_alive),
+        ("revoke", &revoke),
+        ("compact", &compact),
+        ("last", &last),
+    ];
+    binary("coord-request", &requests.map(|(name, request)| (name, codec::encode(request))))?;
+    let entry = |stamp_ms, requests: &[&vdc_coord::Request]| {
+        codec::encode(&Entry { stamp_ms, requests: requests.iter().map(|request| (*request).clone()).collect() })
+    };
+    let entries = [
+        ("all", entry(5, &[&grant, &claim, &change, &keep_alive, &revoke, &compact])),
+        ("claimed", entry(u64::MAX, &[&grant, &claim])),
+        ("out-of-order", entry(5, &[&last, &grant, &claim])),
+        ("empty", entry(0, &[])),
+    ];
+    binary("coord-entry", &entries)
 }
 
 /// A header and its content, padded to whole blocks.
