@@ -17,6 +17,7 @@ use std::str::FromStr;
 use vdc::invite::{DoorRequest, DoorResponse, Invite, InviteState};
 use vdc::{Ipv4Block, Key, Name, Signed, VdcId, codec, peer, policy, sync};
 use vdc_api::{FlowSpec, PortSpec};
+use vdc_coord::wire;
 use workloads_image::Reference;
 use workloads_wire::{frame, log, message};
 
@@ -35,6 +36,8 @@ pub struct Target {
 /// Every decoder, ascending by name.
 pub const TARGETS: &[Target] = &[
     Target { name: "coord-entry", run: coord::entry },
+    Target { name: "coord-frame", run: |bytes| canonical(bytes, wire::decode_frame, codec::encode) },
+    Target { name: "coord-reply", run: |bytes| canonical(bytes, wire::decode_reply, codec::encode) },
     Target { name: "coord-request", run: coord::request },
     Target { name: "coord-row", run: coord::row },
     Target { name: "docker-archive", run: image::archive },
