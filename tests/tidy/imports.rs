@@ -3,7 +3,7 @@
 use crate::workspace::{Dependency, Kind, Workspace};
 
 /// Crates that read no clock, randomness, file or socket: time and seeds are arguments.
-pub(crate) const PURE: &[&str] = &["vdc", "vdc-api", "vdc-overlay", "workloads-wire"];
+pub(crate) const PURE: &[&str] = &["vdc", "vdc-api", "vdc-coord", "vdc-overlay", "workloads-wire"];
 
 /// The only foreign crates that pure crates may reach, directly or not. Before adding one, look that it cannot read a
 /// clock, the system's randomness, files or sockets with the features in use.

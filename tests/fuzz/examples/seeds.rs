@@ -19,6 +19,7 @@ use vdc::{
     Body, Hash, InviteId, Ipv4Block, Key, Name, Office, Role, Signed, SigningKey, SiteNumber, UnixTime, VdcId, WgKey,
     codec, peer, policy, sync,
 };
+use vdc_coord::{ClientId, Compare, Condition, Entry, LeaseId, Op, Revision, Row, Transaction, wire};
 use workloads_wire::message::{self, Command, Config, Event, Exec, Exit, HealthCheck, HealthState, Held, Phase};
 use workloads_wire::{frame, log};
 
@@ -39,6 +40,7 @@ fn main() -> std::io::Result<()> {
     binary("invite", &[("one-registrar", token(&owner).into_bytes())])?;
     binary("invite-state", &invite_states(&owner))?;
     binary("roster", &histories())?;
+    coord()?;
     overlay()?;
     shim()?;
     image()?;
@@ -51,6 +53,125 @@ fn main() -> std::io::Result<()> {
     text("key", &[&"5a".repeat(32)], &["5a", &"zz".repeat(32)])?;
     text("port-spec", &["80", "443/tcp", "8000-8010/udp"], &["0", "80/sctp", "9-1", "+80"])?;
     text("flow-spec", &["icmp", "53/udp"], &["ICMP", "1-2"])
+}
+
+fn coord() -> std::io::Result<()> {
+    let bytes = |text: &str| ByteVec::from(text.as_bytes().to_vec());
+    let request = |number, command| vdc_coord::Request { client: ClientId([7; 16]), number, command };
+    let lease = LeaseId(1);
+    let when = |condition| Compare { key: bytes("k"), condition };
+    let grant = request(1, vdc_coord::Command::GrantLease { ttl_ms: 1_000 });
+    let put = |key, lease| Op::Put { key: bytes(key), value: bytes("v"), lease };
+    let claim = Transaction {
+        compares: vec![when(Condition::Absent), when(Condition::LeaseHeld(lease))],
+        success: vec![put("k", Some(lease)), put("l", None), Op::Read { key: bytes("k") }],
+        failure: vec![Op::Read { key: bytes("k") }],
+    };
+    let change = Transaction {
+        compares: vec![
+            when(Condition::Present),
+            when(Condition::Version(1)),
+            when(Condition::Modified(Revision(2))),
+            when(Condition::Value(bytes("v"))),
+            when(Condition::Lease(lease)),
+        ],
+        success: vec![Op::Delete { key: bytes("l") }, Op::DeleteRange { from: bytes("a"), to: bytes("") }],
+        failure: vec![],
+    };
+    let claim = request(2, vdc_coord::Command::Transact(claim));
+    let change = request(3, vdc_coord::Command::Transact(change));
+    let keep_alive = request(4, vdc_coord::Command::KeepAlive { lease });
+    let revoke = request(5, vdc_coord::Command::Revoke { lease });
+    let compact = request(6, vdc_coord::Command::Compact { before: Revision(2) });
+    let last = request(u64::MAX, vdc_coord::Command::Open);
+    let row = Row { value: bytes("v"), created: Revision(1), modified: Revision(300), version: 2, lease: Some(lease) };
+    binary("coord-row", &[("leased", codec::encode(&row)), ("plain", codec::encode(&Row { lease: None, ..row }))])?;
+    let requests = [
+        ("grant", &grant),
+        ("claim", &claim),
+        ("change", &change),
+        ("keep-alive", &keep_alive),
+        ("revoke", &revoke),
+        ("compact", &compact),
+        ("last", &last),
+    ];
+    binary("coord-request", &requests.map(|(name, request)| (name, codec::encode(request))))?;
+    let entry = |stamp_ms, requests: &[&vdc_coord::Request]| {
+        codec::encode(&Entry { stamp_ms, requests: requests.iter().map(|request| (*request).clone()).collect() })
+    };
+    let entries = [
+        ("all", entry(5, &[&grant, &claim, &change, &keep_alive, &revoke, &compact])),
+        ("claimed", entry(u64::MAX, &[&grant, &claim])),
+        ("out-of-order", entry(5, &[&last, &grant, &claim])),
+        ("empty", entry(0, &[])),
+    ];
+    binary("coord-entry", &entries)?;
+    coord_frames(&claim)
+}
+
+fn coord_frames(request: &vdc_coord::Request) -> std::io::Result<()> {
+    let (key, revision) = (Key([3; 32]), Revision(9));
+    let place = wire::Place { term: 2, leader: key, index: 70_000 };
+    let vote = wire::VoteForm { term: 2, leader: key, committed: true };
+    let membership = wire::MembershipForm { voters: vec![vec![key], vec![key, Key([4; 32])]], members: vec![key] };
+    let stored = wire::StoredMembershipForm { place: Some(place), membership: membership.clone() };
+    let form = wire::SnapshotForm { place: Some(place), membership: stored };
+    let at = wire::Cursor { table: 1, key: b"k".to_vec().into() };
+    let row = wire::SnapshotRow { at: at.clone(), value: b"v".to_vec().into() };
+    let ballot = || wire::Ballot { vote, last: Some(place), transfer: false };
+    let payloads = [
+        wire::PayloadForm::Blank,
+        wire::PayloadForm::Entry(codec::encode(&Entry { stamp_ms: 5, requests: vec![request.clone()] }).into()),
+        wire::PayloadForm::Membership(membership),
+    ];
+    let entries = payloads.map(|payload| wire::EntryForm { place, payload }).to_vec();
+    let bytes = || ByteVec::from(b"k".to_vec());
+    let asks = [
+        ("append", wire::Ask::Append { vote, before: Some(place), entries, committed: None }),
+        ("vote", wire::Ask::Vote(ballot())),
+        ("pre-vote", wire::Ask::PreVote(ballot())),
+        ("transfer", wire::Ask::Transfer { from: vote, to: key, last: None }),
+        ("snapshot-begin", wire::Ask::SnapshotBegin { vote, form: form.clone() }),
+        ("snapshot-rows", wire::Ask::SnapshotRows { form: form.clone(), behind: Some(at.clone()), rows: vec![row] }),
+        ("snapshot-end", wire::Ask::SnapshotEnd { vote, form, rows: 1, hash: Hash([5; 32]) }),
+        ("requests", wire::Ask::Requests(vec![request.clone()])),
+        ("read-index", wire::Ask::ReadIndex),
+        ("get", wire::Ask::Get { key: bytes(), stale: true }),
+        ("range", wire::Ask::Range { from: bytes(), to: bytes(), rows_max: 9, at: Some(revision), stale: false }),
+        ("events", wire::Ask::Events { from: revision, wait_ms: 10_000, first: bytes(), end: bytes() }),
+        ("status", wire::Ask::Status),
+    ];
+    let frame = |ask| codec::encode(&wire::Frame { group: Hash([6; 32]), ask });
+    binary("coord-frame", &asks.map(|(name, ask)| (name, frame(ask))))?;
+    let row = Row { value: bytes(), created: revision, modified: revision, version: 1, lease: None };
+    let event = vdc_coord::Event { revision, key: bytes(), before: Some(row.clone()), after: None };
+    let done = vdc_coord::Done { succeeded: true, revision, reads: vec![None, Some(row.clone())], deleted: 1 };
+    let refusal = vdc_coord::Refusal::Compacted { oldest: revision };
+    let standing = wire::Standing {
+        leader: Some(key),
+        term: 2,
+        voters: vec![key],
+        learners: vec![],
+        last_index: 7,
+        applied_index: 6,
+        summary: vdc_coord::Summary::default(),
+    };
+    let replies = [
+        ("append", wire::Reply::Append(wire::Appended::Upto(Some(place)))),
+        ("vote", wire::Reply::Vote { vote, granted: true, last: None }),
+        ("snapshot", wire::Reply::Snapshot { have: Some(at) }),
+        ("installed", wire::Reply::Installed(vote)),
+        ("done", wire::Reply::Done),
+        ("answers", wire::Reply::Answers(vec![Ok(vdc_coord::Answer::Done(done)), Err(refusal.clone())])),
+        ("read-index", wire::Reply::ReadIndex(Some(place))),
+        ("row", wire::Reply::Row { row: Some(row.clone()), revision }),
+        ("page", wire::Reply::Page(vdc_coord::Page { rows: vec![(bytes(), row)], revision, more: true })),
+        ("events", wire::Reply::Events { events: vec![event], next: revision }),
+        ("status", wire::Reply::Status(standing)),
+        ("refused", wire::Reply::Refused(refusal)),
+        ("trouble", wire::Reply::Trouble(wire::Trouble::NotLeader { leader: Some(key) })),
+    ];
+    binary("coord-reply", &replies.map(|(name, reply)| (name, codec::encode(&reply))))
 }
 
 /// A header and its content, padded to whole blocks.

@@ -3,6 +3,7 @@
 //! A [`Target`] must survive any input, and checks more than that: what it accepts has exactly one encoding, which is the
 //! input. The replay test below is part of every test run; the search for new inputs is the binary `fuzz`.
 
+mod coord;
 mod image;
 mod roster;
 
@@ -16,6 +17,7 @@ use std::str::FromStr;
 use vdc::invite::{DoorRequest, DoorResponse, Invite, InviteState};
 use vdc::{Ipv4Block, Key, Name, Signed, VdcId, codec, peer, policy, sync};
 use vdc_api::{FlowSpec, PortSpec};
+use vdc_coord::wire;
 use workloads_image::Reference;
 use workloads_wire::{frame, log, message};
 
@@ -33,6 +35,11 @@ pub struct Target {
 
 /// Every decoder, ascending by name.
 pub const TARGETS: &[Target] = &[
+    Target { name: "coord-entry", run: coord::entry },
+    Target { name: "coord-frame", run: |bytes| canonical(bytes, wire::decode_frame, codec::encode) },
+    Target { name: "coord-reply", run: |bytes| canonical(bytes, wire::decode_reply, codec::encode) },
+    Target { name: "coord-request", run: coord::request },
+    Target { name: "coord-row", run: coord::row },
     Target { name: "docker-archive", run: image::archive },
     Target { name: "door-request", run: |bytes| canonical(bytes, DoorRequest::decode, DoorRequest::encode) },
     Target { name: "door-response", run: |bytes| canonical(bytes, DoorResponse::decode, DoorResponse::encode) },

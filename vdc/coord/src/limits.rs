@@ -10,7 +10,7 @@ pub const VALUE_BYTES_MAX: usize = 256 << 10;
 pub const STEPS_MAX: usize = 512;
 /// Bytes of the keys and values of one transaction.
 pub const TRANSACTION_BYTES_MAX: usize = 1 << 20;
-/// Rows that one deletion of a range may delete.
+/// Rows that one transaction may delete.
 pub const DELETE_MAX: usize = 10_000;
 /// Bytes of keys and rows that one revision may take away or put something else in place of. Its changes carry them, and all
 /// changes of a revision travel together.

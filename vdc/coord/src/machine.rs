@@ -508,6 +508,9 @@ impl<'a, R: RowsMut> Machine<'a, R> {
                 }
             }
         }
+        if changes.deleted > DELETE_MAX as u64 {
+            return Ok(Err(Refusal::TooManyRows { rows_max: DELETE_MAX as u64 }));
+        }
         if changes.displaced_bytes > DISPLACED_BYTES_MAX {
             let (bytes, bytes_max) = (changes.displaced_bytes as u64, DISPLACED_BYTES_MAX as u64);
             return Ok(Err(Refusal::DisplacesTooMuch { bytes, bytes_max }));

@@ -155,7 +155,7 @@ impl<R: Rows> Reader<'_, R> {
         Ok(changed)
     }
 
-    /// The changes from revision `from` on, in order; at most `events_max` and [`PAGE_BYTES_MAX`], but all of a revision. And
+    /// The changes from revision `from` on, in order; at most `events_max` (no more than [`PAGE_ROWS_MAX`]) and [`PAGE_BYTES_MAX`], but all of a revision. And
     /// the revision to go on from.
     ///
     /// # Errors
@@ -167,6 +167,7 @@ impl<R: Rows> Reader<'_, R> {
         if from < summary.oldest {
             return Ok(Err(Refusal::Compacted { oldest: summary.oldest }));
         }
+        let events_max = events_max.clamp(1, PAGE_ROWS_MAX);
         let mut events: Vec<Event> = vec![];
         let mut bytes = 0;
         let mut cut = false;

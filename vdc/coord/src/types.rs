@@ -4,11 +4,13 @@
 use minicbor::bytes::ByteVec;
 use minicbor::{Decode, Encode};
 
-use crate::limits::{PAGE_ROWS_MAX, STEPS_MAX};
+use crate::limits::{DELETE_MAX, PAGE_ROWS_MAX, STEPS_MAX};
 
 /// Elements of a list that is decoded at all.
 const LIST_MAX: usize = 4 * STEPS_MAX;
 const _: () = assert!(LIST_MAX >= PAGE_ROWS_MAX, "pages are lists too");
+/// A page of changes is cut between revisions: what one deletes and puts comes on top.
+const EVENT_LIST_MAX: usize = PAGE_ROWS_MAX + DELETE_MAX + STEPS_MAX;
 
 /// Decodes a list that is no longer than what may be asked for, and then some, so that what is a little too long is refused by
 /// name: small elements take far more memory than bytes.
@@ -16,8 +18,24 @@ pub(crate) fn short_list<'b, C, T: Decode<'b, C>>(
     d: &mut minicbor::Decoder<'b>,
     ctx: &mut C,
 ) -> Result<Vec<T>, minicbor::decode::Error> {
+    list(d, ctx, LIST_MAX)
+}
+
+/// Decodes the changes of one answer: a page of them, and all those of the last revision.
+pub(crate) fn list_of_events<'b, C>(
+    d: &mut minicbor::Decoder<'b>,
+    ctx: &mut C,
+) -> Result<Vec<Event>, minicbor::decode::Error> {
+    list(d, ctx, EVENT_LIST_MAX)
+}
+
+fn list<'b, C, T: Decode<'b, C>>(
+    d: &mut minicbor::Decoder<'b>,
+    ctx: &mut C,
+    length_max: usize,
+) -> Result<Vec<T>, minicbor::decode::Error> {
     let length = d.array()?.ok_or_else(|| minicbor::decode::Error::message("indefinite list"))?;
-    if length > LIST_MAX as u64 {
+    if length > length_max as u64 {
         return Err(minicbor::decode::Error::message("list too long"));
     }
     (0..length).map(|_| d.decode_with(ctx)).collect()
@@ -301,7 +319,7 @@ pub enum Refusal {
     #[error("a range must begin before it ends")]
     BadRange,
     #[n(6)]
-    #[error("a deletion of more than {rows_max} rows must be done in parts")]
+    #[error("a transaction that deletes more than {rows_max} rows must be done in parts")]
     TooManyRows {
         #[n(0)]
         rows_max: u64,

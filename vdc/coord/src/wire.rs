@@ -34,6 +34,7 @@ pub struct VoteForm {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
 pub struct MembershipForm {
     #[n(0)]
+    #[cbor(decode_with = "crate::types::short_list")]
     pub voters: Vec<Vec<Key>>,
     #[n(1)]
     pub members: Vec<Key>,
@@ -261,6 +262,7 @@ pub enum Reply {
     #[n(9)]
     Events {
         #[n(0)]
+        #[cbor(decode_with = "crate::types::list_of_events")]
         events: Vec<Event>,
         #[n(1)]
         next: Revision,

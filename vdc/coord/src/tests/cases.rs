@@ -164,6 +164,8 @@ fn deletion_of_more_than_the_limit_is_refused() {
     }
     let refused = store.transact(all(vec![delete_range("k", "")]));
     assert_eq!(refused, Err(Refusal::TooManyRows { rows_max: DELETE_MAX as u64 }));
+    let in_two_halves = all(vec![delete_range("k", "k050"), delete_range("k050", "")]);
+    assert_eq!(store.transact(in_two_halves), Err(Refusal::TooManyRows { rows_max: DELETE_MAX as u64 }));
     assert_eq!(store.transact(all(vec![delete_range("k", "k100")])).map(|done| done.deleted), Ok(10_000));
     assert_eq!(store.summary().keys, 1);
 }

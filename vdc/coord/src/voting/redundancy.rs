@@ -101,9 +101,9 @@ impl Redundancy {
         if self.below_table {
             let Self { nodes, seats, .. } = self;
             words += &match (nodes, seats) {
-                (_, 1) => "; below what it should be: its one voter should answer".to_owned(),
+                (_, 1) => "; below the table: its one voter should answer".to_owned(),
                 (nodes, seats) => {
-                    format!("; below what it should be: of {nodes} nodes, {seats} should vote and answer")
+                    format!("; below the table: of {nodes} nodes, {seats} should vote and answer")
                 }
             };
         }

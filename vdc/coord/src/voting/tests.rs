@@ -170,7 +170,7 @@ fn dead_voter_without_a_replacement_stays() {
     let nodes = [node(1, 1), node(2, 1), seen(3, 1, DEAD)];
     assert_eq!(plan(GroupKind::Site, &nodes, &membership), None);
     let said = "none may fail now: 2 of 3 voters answer and 2 are needed; \
-                below what it should be: of 3 nodes, 3 should vote and answer";
+                below the table: of 3 nodes, 3 should vote and answer";
     assert_eq!(words(GroupKind::Site, &nodes, &membership), said);
 }
 
@@ -189,7 +189,7 @@ fn nothing_changes_without_a_majority() {
     let nodes = [node(1, 1), seen(2, 1, DEAD), seen(3, 1, DEAD), node(4, 1), node(5, 1)];
     assert_eq!(plan(GroupKind::Site, &nodes, &membership), None);
     let said = "stands still: 1 of 3 voters answer and 2 are needed; if the others are lost for good, \
-                see `meshctl coord recover`; below what it should be: of 5 nodes, 5 should vote and answer";
+                see `meshctl coord recover`; below the table: of 5 nodes, 5 should vote and answer";
     assert_eq!(words(GroupKind::Site, &nodes, &membership), said);
 }
 
@@ -236,7 +236,7 @@ fn dark_site_gives_its_seat_away_and_gets_it_back() {
     assert_eq!(settle(GroupKind::Vdc, &nodes(HUSHED), &mut membership), [1, 3, 5]);
     assert_eq!(settle(GroupKind::Vdc, &nodes(DEAD), &mut membership), [1, 2, 3]);
     let said = "any one of 3 may fail now; every site but site 1 may go dark; \
-                below what it should be: of 5 nodes, 3 should vote and answer";
+                below the table: of 5 nodes, 3 should vote and answer";
     assert_eq!(words(GroupKind::Vdc, &nodes(DEAD), &membership), said);
     assert_eq!(settle(GroupKind::Vdc, &nodes(SHORT), &mut membership), [1, 2, 3], "it must stay up for a while");
     assert_eq!(settle(GroupKind::Vdc, &nodes(LONG), &mut membership), [1, 3, 5]);
@@ -260,7 +260,7 @@ fn learners_are_bounded_and_every_site_has_one() {
 fn silent_one_of_5_is_told() {
     let nodes = [node(1, 1), node(2, 1), node(3, 1), node(4, 1), seen(5, 1, HUSHED)];
     let said = "any one of the 4 that answer may fail now; silent: 1 of 5; \
-                below what it should be: of 5 nodes, 5 should vote and answer";
+                below the table: of 5 nodes, 5 should vote and answer";
     assert_eq!(words(GroupKind::Site, &nodes, &members(&[1, 2, 3, 4, 5], &[])), said);
 }
 
