@@ -73,8 +73,10 @@ pub(crate) async fn guarded<T: Send + 'static>(
 /// What must not wait behind what.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Class {
-    /// Votes, heartbeats and questions of clients.
+    /// Votes and heartbeats.
     Control,
+    /// Requests and questions of clients.
+    Client,
     /// Log entries.
     Bulk,
     /// Pieces of snapshots.

@@ -1,8 +1,10 @@
 //! The driver of coordination groups: `vdc-coord`'s store, replicated by openraft.
 mod client;
 pub mod env;
+pub mod frames;
 mod group;
 mod incoming;
+pub mod lines;
 mod log;
 mod network;
 mod node;

@@ -102,7 +102,7 @@ impl<E: Env> Node<E> {
             }
         } else {
             let frame = encode(&Frame { group, ask });
-            let answer = self.0.env.transport().ask(to, Class::Control, frame, limit).await;
+            let answer = self.0.env.transport().ask(to, Class::Client, frame, limit).await;
             let bytes = answer.map_err(Unanswered::Transport)?;
             let broken = |why: String| Unanswered::Transport(TransportError::Broken { node: to, why });
             decode_reply(&bytes).map_err(|error| broken(error.to_string()))?

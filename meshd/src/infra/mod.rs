@@ -5,7 +5,6 @@
 //! that the tunnel carries more than pings. And it carries the node's API to those who may use it ([`remote`]). Later rooms
 //! (coordination, storage) add theirs.
 
-pub(crate) mod frames;
 pub(crate) mod remote;
 mod tls;
 

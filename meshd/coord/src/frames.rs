@@ -1,15 +1,19 @@
-//! Many questions at a time over one connection: each is a frame with a number, and so is its answer.
+//! Many questions at a time over one connection: each is a frame with a number, and so is its answer. On tokio alone.
 //!
 //! Wire form: number (8 bytes), length (4 bytes), both big-endian, and as many bytes. Answers come in any order.
 
 use std::collections::HashMap;
 use std::future::Future;
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, BufReader, BufWriter, ReadHalf, WriteHalf};
+use parking_lot::Mutex;
+use tokio::io::{
+    AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, BufReader, BufWriter, ReadHalf, WriteHalf,
+};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::task::JoinSet;
 
@@ -19,6 +23,8 @@ const WAITING_MAX: usize = 64;
 const ANSWERING_MAX: usize = 256;
 /// A frame that was begun must be there by then.
 const FRAME_LIMIT: Duration = Duration::from_secs(20);
+/// A peer that asks nothing for so long is hung up on; longer than any answer takes.
+const IDLE_LIMIT: Duration = Duration::from_secs(120);
 /// Bytes read and written at once.
 const BUFFER_BYTES: usize = 64 << 10;
 
@@ -27,29 +33,38 @@ type Pending = Arc<Mutex<HashMap<u64, oneshot::Sender<Bytes>>>>;
 
 /// A connection on which frames are sent and answered. Cheap to clone; the connection ends with the last one.
 #[derive(Clone, Debug)]
-pub(crate) struct Line {
+pub struct Line {
     questions: mpsc::Sender<(Bytes, oneshot::Sender<Bytes>)>,
+    answers: Arc<AtomicU64>,
 }
 
 impl Line {
     /// Takes a connection over; the future moves its bytes.
-    pub(crate) fn new<S: AsyncRead + AsyncWrite + Send + 'static>(
+    pub fn new<S: AsyncRead + AsyncWrite + Send + 'static>(
         stream: S,
         frame_bytes_max: usize,
     ) -> (Self, impl Future<Output = ()> + Send) {
         let (questions, asked) = mpsc::channel(WAITING_MAX);
-        (Self { questions }, ask(stream, asked, frame_bytes_max))
+        let answers = Arc::new(AtomicU64::new(0));
+        (Self { questions, answers: Arc::clone(&answers) }, ask(stream, asked, frame_bytes_max, answers))
     }
 
-    pub(crate) fn is_closed(&self) -> bool {
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
         self.questions.is_closed()
+    }
+
+    /// How many answers came so far.
+    #[must_use]
+    pub fn answers(&self) -> u64 {
+        self.answers.load(Ordering::Relaxed)
     }
 
     /// Sends a frame and waits for its answer.
     ///
     /// # Errors
     /// If the connection ended: `true` if the frame may have arrived.
-    pub(crate) async fn ask(&self, frame: Bytes) -> Result<Bytes, bool> {
+    pub async fn ask(&self, frame: Bytes) -> Result<Bytes, bool> {
         let (reply, answer) = oneshot::channel();
         self.questions.send((frame, reply)).await.map_err(|_| false)?;
         answer.await.map_err(|_| true)
@@ -60,6 +75,7 @@ async fn ask<S: AsyncRead + AsyncWrite + Send + 'static>(
     stream: S,
     mut asked: mpsc::Receiver<(Bytes, oneshot::Sender<Bytes>)>,
     frame_bytes_max: usize,
+    count: Arc<AtomicU64>,
 ) {
     let (read, write) = tokio::io::split(stream);
     let pending = Pending::default();
@@ -70,7 +86,7 @@ async fn ask<S: AsyncRead + AsyncWrite + Send + 'static>(
         while let Some((frame, reply)) = asked.recv().await {
             number += 1;
             {
-                let mut pending = noted.lock().unwrap_or_else(PoisonError::into_inner);
+                let mut pending = noted.lock();
                 // Who asked and gave up frees its place.
                 pending.retain(|_, reply| !reply.is_closed());
                 pending.insert(number, reply);
@@ -83,7 +99,8 @@ async fn ask<S: AsyncRead + AsyncWrite + Send + 'static>(
     let answers = async {
         let mut read = BufReader::with_capacity(BUFFER_BYTES, read);
         while let Ok(Some((number, frame))) = read_frame(&mut read, frame_bytes_max).await {
-            let reply = pending.lock().unwrap_or_else(PoisonError::into_inner).remove(&number);
+            count.fetch_add(1, Ordering::Relaxed);
+            let reply = pending.lock().remove(&number);
             if let Some(reply) = reply {
                 let _ = reply.send(frame); // who asked may have given up
             }
@@ -98,7 +115,7 @@ async fn ask<S: AsyncRead + AsyncWrite + Send + 'static>(
 }
 
 /// Answers the frames of a peer until it hangs up.
-pub(crate) async fn serve<S, F>(stream: S, frame_bytes_max: usize, answer: impl Fn(Bytes) -> F)
+pub async fn serve<S, F>(stream: S, frame_bytes_max: usize, answer: impl Fn(Bytes) -> F)
 where
     S: AsyncRead + AsyncWrite + Send + 'static,
     F: Future<Output = Bytes> + Send + 'static,
@@ -112,7 +129,8 @@ where
         loop {
             let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
             while answering.try_join_next().is_some() {}
-            let Ok(Some((number, frame))) = read_frame(&mut read, frame_bytes_max).await else { return };
+            let asked = tokio::time::timeout(IDLE_LIMIT, read_frame(&mut read, frame_bytes_max)).await;
+            let Ok(Ok(Some((number, frame)))) = asked else { return };
             let (answer, answers) = (answer(frame), answers.clone());
             answering.spawn(async move {
                 let _place = place;
