@@ -224,17 +224,15 @@ mod tests {
     async fn peer_that_hangs_up_is_told_apart_from_one_that_was_never_asked() {
         let (near, far) = tokio::io::duplex(4096);
         let (line, moving) = Line::new(near, BYTES_MAX);
-        let moving = tokio::spawn(moving);
-        let asked = tokio::spawn({
-            let line = line.clone();
-            async move { line.ask(Bytes::from_static(b"question")).await }
-        });
-        let (mut read, write) = tokio::io::split(far);
-        let mut header = [0; 12];
-        read.read_exact(&mut header).await.expect("it is sent");
-        drop((read, write));
-        assert_eq!(asked.await.expect("it does not panic"), Err(true), "it may have arrived");
-        moving.await.expect("it ends");
+        let hang_up = async {
+            let (mut read, write) = tokio::io::split(far);
+            let mut header = [0; 12];
+            read.read_exact(&mut header).await.expect("it is sent");
+            drop((read, write));
+        };
+        let asked = line.ask(Bytes::from_static(b"question"));
+        let (asked, (), ()) = futures::join!(asked, hang_up, moving);
+        assert_eq!(asked, Err(true), "it may have arrived");
         assert!(line.is_closed());
         assert_eq!(line.ask(Bytes::new()).await, Err(false), "it certainly did not");
     }

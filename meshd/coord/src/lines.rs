@@ -12,7 +12,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::Mutex as AsyncMutex;
-use tokio::task::AbortHandle;
+use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::Instant;
 use vdc::Key;
 use vdc_coord::wire::FRAME_BYTES_MAX;
@@ -38,6 +38,8 @@ pub trait Connect: Clone + Debug + Send + Sync + 'static {
 pub struct Lines<C> {
     connect: C,
     slots: Arc<Mutex<HashMap<(Key, Class), Arc<AsyncMutex<Slot>>>>>,
+    /// What moves the bytes of the connections; they end with the last clone.
+    moving: Arc<Mutex<JoinSet<()>>>,
 }
 
 #[derive(Debug, Default)]
@@ -55,7 +57,7 @@ struct Open {
 impl<C: Connect> Lines<C> {
     #[must_use]
     pub fn new(connect: C) -> Self {
-        Self { connect, slots: Arc::default() }
+        Self { connect, slots: Arc::default(), moving: Arc::default() }
     }
 
     /// Hangs up on the nodes that are none of these.
@@ -80,7 +82,10 @@ impl<C: Connect> Lines<C> {
         match connected {
             Ok(stream) => {
                 let (line, moving) = Line::new(stream, FRAME_BYTES_MAX);
-                let open = Open { line, moving: tokio::spawn(moving).abort_handle() };
+                let mut all = self.moving.lock();
+                while all.try_join_next().is_some() {}
+                let open = Open { line, moving: all.spawn(moving) };
+                drop(all);
                 *slot = Slot { open: Some(open.clone()), failed: None };
                 Ok(open)
             }
@@ -123,7 +128,6 @@ mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use tokio::io::DuplexStream;
-    use tokio::task::JoinSet;
 
     use super::*;
 
