@@ -37,10 +37,12 @@ pub trait Connect: Clone + Debug + Send + Sync + 'static {
 #[derive(Clone, Debug)]
 pub struct Lines<C> {
     connect: C,
-    slots: Arc<Mutex<HashMap<(Key, Class), Arc<AsyncMutex<Slot>>>>>,
+    slots: Arc<Mutex<Slots>>,
     /// What moves the bytes of the connections; they end with the last clone.
     moving: Arc<Mutex<JoinSet<()>>>,
 }
+
+type Slots = HashMap<(Key, Class), Arc<AsyncMutex<Slot>>>;
 
 #[derive(Debug, Default)]
 struct Slot {
