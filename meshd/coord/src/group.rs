@@ -24,6 +24,7 @@ use crate::incoming::Incoming;
 use crate::log::LogStore;
 use crate::network::Network;
 use crate::state::{CHANGES_BYTES, StateStore};
+use crate::succession::{log_file, state_file};
 use crate::types::{EntryExt as _, Packed, PlaceExt as _, Types, VoteExt as _};
 use vdc_coord::wire::{Appended, Ask, Ballot, Place, Reply, SnapshotForm, Standing, Trouble, VoteForm};
 
@@ -176,12 +177,11 @@ impl<E: Env> Group<E> {
     /// # Errors
     /// [`GroupError`] if the files cannot be used.
     pub async fn open(env: E, settings: GroupSettings) -> Result<Self, GroupError> {
-        let file = |kind: &str| format!("{}.{kind}", settings.files);
-        let stale = file("incoming");
+        let stale = format!("{}.incoming", settings.files);
         let disk = env.disk().clone();
         env.disk().run(move || disk.remove(&stale)).await.map_err(GroupError::Files)?;
-        let log = LogStore::open(env.clone(), file("log")).await.map_err(GroupError::Files)?;
-        let state = StateStore::open(env.clone(), file("state")).await.map_err(GroupError::Files)?;
+        let log = LogStore::open(env.clone(), log_file(&settings.files)).await.map_err(GroupError::Files)?;
+        let state = StateStore::open(env.clone(), state_file(&settings.files)).await.map_err(GroupError::Files)?;
         let config = config(&settings).validate().map_err(|error| GroupError::Raft(error.to_string()))?;
         let network = Network { env: env.clone(), group: settings.id };
         let raft = Raft::new(settings.node, Arc::new(config), network, log, state.clone());

@@ -9,6 +9,7 @@ mod log;
 mod network;
 mod node;
 mod state;
+pub mod succession;
 mod types;
 
 pub use client::{Client, ClientError, Watch};

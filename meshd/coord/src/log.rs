@@ -8,6 +8,7 @@ use std::fmt::Debug;
 use std::io;
 use std::ops::{Bound, RangeBounds};
 use std::sync::Arc;
+use std::time::Duration;
 
 use openraft::entry::RaftEntry as _;
 use openraft::storage::{IOFlushed, LogState, RaftLogStorage};
@@ -161,6 +162,16 @@ impl<E: Env> LogStore<E> {
             Writer { env: store.env.clone(), database: Arc::clone(&store.database), inner: Arc::clone(&store.inner) };
         drop(E::Runtime::spawn(writer.run(queue)));
         Ok(store)
+    }
+
+    /// Waits until nothing is being written any more.
+    pub(crate) async fn close(self) {
+        let inner = Arc::downgrade(&self.inner);
+        drop(self);
+        // The writer ends when nobody can ask it any more.
+        while inner.strong_count() > 0 {
+            E::Runtime::sleep(Duration::from_millis(1)).await;
+        }
     }
 
     async fn wait(&self, write: impl FnOnce(oneshot::Sender<io::Result<()>>) -> Write<E::Runtime>) -> io::Result<()> {

@@ -220,7 +220,7 @@ impl<E: Env> Peer<E> {
 }
 
 /// The rows behind a cursor, one piece of them.
-fn piece(checkpoint: &Checkpoint, behind: Option<&Cursor>) -> io::Result<Vec<SnapshotRow>> {
+pub(crate) fn piece(checkpoint: &Checkpoint, behind: Option<&Cursor>) -> io::Result<Vec<SnapshotRow>> {
     let mut rows = vec![];
     let mut bytes = 0;
     for table in Table::ALL {

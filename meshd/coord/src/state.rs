@@ -401,7 +401,31 @@ impl<E: Env> StateStore<E> {
         Ok(checkpoint)
     }
 
-    fn apply_some(&self, batch: Vec<EntryResponder<Types<E::Runtime>>>) -> io::Result<()> {
+    /// Changes the rows of a store that no log drives.
+    ///
+    /// # Errors
+    /// Those of `change`, or of the disk.
+    pub(crate) fn change(&self, change: impl FnOnce(&mut Tables) -> io::Result<()>) -> io::Result<()> {
+        change(&mut self.0.tables.write())
+    }
+
+    /// Says what the rows of such a store stand for.
+    pub(crate) fn stand_for(&self, place: Place, membership: StoredMembershipForm) {
+        self.0.tables.write().stands_for = SnapshotForm { place: Some(place), membership };
+    }
+
+    /// Writes what is in memory if it is much.
+    ///
+    /// # Errors
+    /// Those of the disk.
+    pub(crate) async fn write_if_large(&self) -> io::Result<()> {
+        if self.unwritten_bytes() > CHANGES_BYTES {
+            self.checkpoint().await?;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn apply_some(&self, batch: Vec<EntryResponder<Types<E::Runtime>>>) -> io::Result<()> {
         let mut tables = self.0.tables.write();
         let mut answered = vec![];
         let mut revision = None;

@@ -52,7 +52,7 @@ pub fn check_key(key: &[u8]) -> Result<(), Refusal> {
     Ok(())
 }
 
-fn check_value(value: &[u8]) -> Result<(), Refusal> {
+pub(crate) fn check_value(value: &[u8]) -> Result<(), Refusal> {
     if value.len() > VALUE_BYTES_MAX {
         return Err(Refusal::ValueTooLong { bytes: value.len() as u64, bytes_max: VALUE_BYTES_MAX as u64 });
     }

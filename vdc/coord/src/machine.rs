@@ -15,7 +15,7 @@ use minicbor::{Decode, Encode};
 
 use crate::limits::{
     ANSWER_BYTES_MAX, CLIENTS_MAX, DELETE_MAX, DISPLACED_BYTES_MAX, EVENT_BYTES_MAX, EVENTS_MAX, KEY_BYTES_MAX,
-    LEASES_MAX, TRANSACTION_BYTES_MAX, VALUE_BYTES_MAX, WINDOW, check,
+    LEASES_MAX, TRANSACTION_BYTES_MAX, VALUE_BYTES_MAX, WINDOW, check, check_key, check_value,
 };
 use crate::read::Reader;
 use crate::rows::{RowsMut, Table};
@@ -173,7 +173,7 @@ impl<'a, R: RowsMut> Machine<'a, R> {
             answers.push(self.request(request)?);
         }
         self.drop_events()?;
-        self.rows.put(Table::Meta, SUMMARY, encode(&self.summary))?;
+        self.settle()?;
         Ok(answers)
     }
 
@@ -187,9 +187,37 @@ impl<'a, R: RowsMut> Machine<'a, R> {
         if revision > self.summary.revision {
             self.summary.revision = revision;
             self.compact(Revision(revision.0.saturating_add(1)))?;
-            self.rows.put(Table::Meta, SUMMARY, encode(&self.summary))?;
+            self.settle()?;
         }
         Ok(self.summary.revision)
+    }
+
+    /// Puts a row of a backup into a store that is being made, as of its revision; nobody is told of it. A key that is there
+    /// already keeps its row. To be followed by [`Self::settle`].
+    ///
+    /// # Errors
+    /// Those of the rows; they are then in no known state, and what was done must not be kept.
+    pub fn fill(&mut self, key: &[u8], value: &[u8]) -> Result<Result<(), Refusal>, R::Error> {
+        if let Err(refusal) = check_key(key).and_then(|()| check_value(value)) {
+            return Ok(Err(refusal));
+        }
+        if Reader(&*self.rows).row(key)?.is_none() {
+            let revision = self.summary.revision;
+            let row =
+                Row { value: value.to_vec().into(), created: revision, modified: revision, version: 1, lease: None };
+            self.rows.put(Table::Rows, key, encode(&row))?;
+            self.summary.keys += 1;
+            self.summary.bytes += (key.len() + value.len()) as u64;
+        }
+        Ok(Ok(()))
+    }
+
+    /// Keeps where the store stands.
+    ///
+    /// # Errors
+    /// Those of the rows; they are then in no known state, and what was done must not be kept.
+    pub fn settle(&mut self) -> Result<(), R::Error> {
+        self.rows.put(Table::Meta, SUMMARY, encode(&self.summary))
     }
 
     fn request(&mut self, request: &Request) -> Result<Result<Answer, Refusal>, R::Error> {

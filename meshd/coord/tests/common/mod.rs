@@ -12,6 +12,7 @@ use parking_lot::RwLock;
 use vdc::{Hash, Key};
 
 pub(crate) const LIMIT: Duration = Duration::from_secs(20);
+pub(crate) const FILES: &str = "group";
 pub(crate) const GROUP: Hash = Hash([7; 32]);
 
 /// All nodes of the test by key; who is not in it cannot be reached.
@@ -107,16 +108,25 @@ impl Cluster {
         }
     }
 
-    pub(crate) async fn up(&self, key: Key) -> Node<TestEnv> {
+    pub(crate) fn env(&self, key: Key) -> TestEnv {
         let disk = Directory::open(&self.scratch.path().join(key.short())).expect("its directory");
-        let env = TestEnv { disk, lines: LocalTransport { own: key, lines: Arc::clone(&self.lines) } };
+        TestEnv { disk, lines: LocalTransport { own: key, lines: Arc::clone(&self.lines) } }
+    }
+
+    pub(crate) async fn up(&self, key: Key) -> Node<TestEnv> {
+        self.up_in(key, FILES, key == self.keys[0]).await
+    }
+
+    /// Opens the group by the files of this name.
+    pub(crate) async fn up_in(&self, key: Key, files: &str, found: bool) -> Node<TestEnv> {
+        let env = self.env(key);
         let node = Node::new(env.clone(), key);
         let settings = GroupSettings {
             id: GROUP,
             node: key,
-            files: "group".into(),
+            files: files.into(),
             timing: Timing::default(),
-            found: key == self.keys[0],
+            found,
             entries_per_checkpoint: GroupSettings::ENTRIES_PER_CHECKPOINT,
         };
         node.add(Group::open(env, settings).await.expect("the group opens"));
