@@ -13,7 +13,7 @@ use vdc_coord::{Answer, ClientId, Command, Done, Event, LeaseId, Page, Refusal, 
 
 use crate::env::{Env, TransportError};
 use crate::node::{Node, Unanswered};
-use vdc_coord::wire::{Ask, Reply, Trouble};
+use vdc_coord::wire::{Ask, Reply, Standing, Trouble};
 
 /// How long one try may take.
 const TRY_LIMIT: Duration = Duration::from_secs(3);
@@ -29,6 +29,9 @@ pub enum ClientError {
     /// The group refused it; nothing was done.
     #[error(transparent)]
     Refused(#[from] Refusal),
+    /// This node may not; nothing was done.
+    #[error("this node may not do it: {why}")]
+    Forbidden { why: String },
     /// Nobody did it in time; nothing was done.
     #[error("the group did not answer in time: {last}")]
     Unavailable { last: String },
@@ -77,6 +80,8 @@ struct Tries<E: Env> {
     last: String,
     /// Whether some try may have reached a leader.
     maybe_done: bool,
+    /// Why this node may not ask for it.
+    forbidden: Option<String>,
 }
 
 impl<E: Env> Client<E> {
@@ -99,7 +104,7 @@ impl<E: Env> Client<E> {
 
     fn tries(&self, limit: Duration) -> Tries<E> {
         let deadline = Instant::<E>::now() + limit;
-        Tries { deadline, pause: PAUSE_MIN, next: 0, last: "there is no member".into(), maybe_done: false }
+        Tries { deadline, pause: PAUSE_MIN, next: 0, last: "there is no member".into(), maybe_done: false, forbidden: None }
     }
 
     /// The one to be asked: the leader where it is known, else the members by turns.
@@ -143,6 +148,10 @@ impl<E: Env> Client<E> {
             }
         };
         tries.last = trouble.to_string();
+        if let Trouble::Forbidden { why } = trouble {
+            tries.forbidden = Some(why);
+            return None;
+        }
         let known = match &trouble {
             Trouble::NotLeader { leader } => leader.filter(|leader| *leader != target),
             Trouble::Busy => Some(target),
@@ -165,6 +174,9 @@ impl<E: Env> Client<E> {
     }
 
     fn over(tries: &Tries<E>) -> Result<(), ClientError> {
+        if let Some(why) = &tries.forbidden {
+            return Err(ClientError::Forbidden { why: why.clone() });
+        }
         if Instant::<E>::now() < tries.deadline {
             return Ok(());
         }
@@ -318,6 +330,21 @@ impl<E: Env> Client<E> {
                 _ => self.rest(&mut tries).await,
             }
             Self::over(&tries)?;
+        }
+    }
+
+    /// How one node stands to the group.
+    ///
+    /// # Errors
+    /// [`ClientError::Unavailable`] if it does not answer, or does not serve the group.
+    pub async fn standing(&self, of: Key, limit: Duration) -> Result<Standing, ClientError> {
+        let asked = E::Runtime::timeout(limit, self.0.node.ask(of, self.0.group, Ask::Status, limit)).await;
+        match asked {
+            Ok(Ok(Reply::Status(standing))) => Ok(standing),
+            Ok(Err(Unanswered::Trouble(trouble))) => Err(ClientError::Unavailable { last: trouble.to_string() }),
+            Ok(Err(Unanswered::Transport(error))) => Err(ClientError::Unavailable { last: error.to_string() }),
+            Ok(Ok(_)) => Err(Self::other()),
+            Err(_) => Err(ClientError::Unavailable { last: format!("no answer within {} ms", limit.as_millis()) }),
         }
     }
 

@@ -88,6 +88,15 @@ impl GroupSettings {
     pub const ENTRIES_PER_CHECKPOINT: u64 = 2_000;
 }
 
+/// A node that follows a leader.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Follower {
+    /// The last entry that it is known to have.
+    pub matched_index: u64,
+    /// How long ago it answered; none if it never did.
+    pub heard: Option<Duration>,
+}
+
 /// Why a group cannot be served here.
 #[derive(Debug, thiserror::Error)]
 pub enum GroupError {
@@ -250,6 +259,35 @@ impl<E: Env> Group<E> {
             applied_index: metrics.last_applied.map_or(0, |id| id.index),
             summary: self.0.state.summary()?,
         })
+    }
+
+    /// Who follows this node, as far as it leads.
+    #[must_use]
+    pub fn followers(&self) -> Option<BTreeMap<Key, Follower>> {
+        let metrics = self.metrics();
+        if !metrics.state.is_leader() {
+            return None;
+        }
+        let (replication, heard) = (metrics.replication?, metrics.heartbeat.unwrap_or_default());
+        let followers = replication.into_iter().map(|(key, matched)| {
+            let heard = heard.get(&key).copied().flatten().map(|at| at.elapsed());
+            (key, Follower { matched_index: matched.map_or(0, |place| place.index), heard })
+        });
+        Some(followers.collect())
+    }
+
+    /// Whether a change of members is under way.
+    #[must_use]
+    pub fn is_changing(&self) -> bool {
+        let membership = self.metrics().membership_config;
+        let settled = self.metrics().last_applied >= *membership.log_id();
+        membership.membership().get_joint_config().len() > 1 || !settled
+    }
+
+    /// Beats and patience.
+    #[must_use]
+    pub fn timing(&self) -> Timing {
+        self.0.settings.timing
     }
 
     /// Has a node follow the group, without a vote.

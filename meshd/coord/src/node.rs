@@ -79,12 +79,17 @@ impl<E: Env> Node<E> {
 
     /// Answers a frame that a member of the VDC sent.
     pub async fn answer(&self, from: Key, frame: &[u8]) -> Bytes {
-        let reply = match decode_frame(frame) {
-            Ok(Frame { group, ask }) => match self.group(&group) {
-                Some(group) => group.answer(from, ask).await,
-                None => Reply::Trouble(Trouble::UnknownGroup { group }),
-            },
-            Err(error) => Reply::Trouble(Trouble::Malformed { why: error.to_string() }),
+        match decode_frame(frame) {
+            Ok(frame) => self.answer_frame(from, frame).await,
+            Err(error) => encode(&Reply::Trouble(Trouble::Malformed { why: error.to_string() })),
+        }
+    }
+
+    /// Answers what a member of the VDC asked.
+    pub async fn answer_frame(&self, from: Key, Frame { group, ask }: Frame) -> Bytes {
+        let reply = match self.group(&group) {
+            Some(group) => group.answer(from, ask).await,
+            None => Reply::Trouble(Trouble::UnknownGroup { group }),
         };
         let bytes = encode(&reply);
         if bytes.len() > FRAME_BYTES_MAX {

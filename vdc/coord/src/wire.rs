@@ -330,6 +330,13 @@ pub enum Trouble {
         #[n(0)]
         why: String,
     },
+    /// It is not for the node that asks; nothing was done.
+    #[n(6)]
+    #[error("the node may not do this: {why}")]
+    Forbidden {
+        #[n(0)]
+        why: String,
+    },
 }
 
 /// Where a node stands in a group.
