@@ -8,7 +8,7 @@ use vdc::address::{HOST, INFRA, site_prefix, vdc_prefix};
 use vdc::policy::{Flow, Kind, Model, Reason, Subject};
 use vdc::record::{Body, ContactAddress, PortRange, Protocol, Role};
 use vdc::roster::{BlockView, Clash, MemberView, Roster, SiteView, Standing, View, WorkloadView};
-use vdc::{Hash, Key, UnixTime};
+use vdc::{Hash, Home, Key, UnixTime};
 use vdc_api as api;
 
 /// The top-level domain of all VDC names (reserved for private use, ICANN 2024).
@@ -104,6 +104,7 @@ impl Context<'_> {
             Body::Tombstone(_) => "tombstone",
             Body::Block(_) => "block",
             Body::Policy(_) => "policy",
+            Body::Founding(_) => "founding",
         };
         let (issuer, number) = (self.name_of(&record.issuer), record.number);
         Some(api::RecordView { kind: kind.into(), hash: hash.short(), issuer, number })
@@ -379,6 +380,25 @@ impl Context<'_> {
             }
             Clash::Policy { version, .. } => {
                 format!("two different policies of version {version} exist; sign a new one to settle it")
+            }
+            Clash::Founding { home, group, founder, other, other_founder, .. } => {
+                let home = match home {
+                    Home::Vdc => "the VDC".to_owned(),
+                    Home::Site(number) => format!("site {}", site_name(number)),
+                };
+                let (keeps, loses) = (self.name_of(founder), self.name_of(other_founder));
+                let (group, other) = (group.short(), other.short());
+                if founder == other_founder {
+                    format!(
+                        "{keeps} was told twice to found the group of {home}: {group} counts, {other} has the lower hash \
+                         and must not serve"
+                    )
+                } else {
+                    format!(
+                        "two nodes were told to found the group of {home}: that of {keeps} counts ({group}), that of \
+                         {loses} has the lower hash and must not serve ({other})"
+                    )
+                }
             }
         }
     }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use vdc::record::{Authority, Body};
 use vdc::roster::{MemberView, Outcome, Standing, View, issue};
-use vdc::{Key, Signed, SigningKey};
+use vdc::{Home, Key, Signed, SigningKey};
 use vdc_api::{self as api, ApiError, ErrorCode};
 use zeroize::Zeroizing;
 
@@ -313,6 +313,7 @@ impl Core {
             Body::Site(s) => Some(s.created),
             Body::Member(m) => Some(m.not_before),
             Body::Tombstone(t) => Some(t.at),
+            Body::Founding(f) => Some(f.created),
             Body::Grant(_) | Body::Contact(_) | Body::Exposure(_) | Body::Block(_) | Body::Policy(_) => None,
         };
         let site = |n: &vdc::SiteNumber| self.view.sites.get(n).map_or_else(|| n.0.to_string(), |s| s.name.to_string());
@@ -335,6 +336,13 @@ impl Core {
                 Body::Tombstone(t) => ("tombstone", context.name_of(&t.subject)),
                 Body::Block(b) => ("block", b.id.short()),
                 Body::Policy(p) => ("policy", format!("version {}", p.version)),
+                Body::Founding(f) => {
+                    let home = match f.home {
+                        Home::Vdc => "the VDC".to_owned(),
+                        Home::Site(n) => format!("site {}", site(&n)),
+                    };
+                    ("founding", format!("group of {home} by {}", context.name_of(&f.founder)))
+                }
             };
             api::IssuedView {
                 number: record.number,

@@ -431,7 +431,7 @@ pub(super) fn proof_of(roster: &Roster, records: &[Arc<Signed>], node: &Key) -> 
         Body::Genesis(_) | Body::Delegation(_) | Body::Site(_) | Body::Policy(_) => true,
         Body::Member(m) => m.node == *node,
         Body::Tombstone(t) => t.estate.is_some() && vouchers.contains(&t.subject),
-        Body::Grant(_) | Body::Contact(_) | Body::Exposure(_) | Body::Block(_) => false,
+        Body::Grant(_) | Body::Contact(_) | Body::Exposure(_) | Body::Block(_) | Body::Founding(_) => false,
     };
     records.iter().filter(needed).map(|r| r.hash()).collect()
 }

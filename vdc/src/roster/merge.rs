@@ -8,7 +8,7 @@ use super::{
     CLOSINGS_MAX, CONFLICTS_MAX, Conflict, MergeReport, NODE_BLOCKS_MAX, OFFICE_RECORDS_MAX, Outcome, RefusedReason,
     Roster, RosterError, genesis_vdc, kind_order,
 };
-use crate::record::{Authority, Body, Estate, Tombstone};
+use crate::record::{Authority, Body, Estate, Home, Tombstone};
 use crate::{Hash, Key, Office, Signed, VdcId, codec};
 
 /// Remembers which records were verified, so that one offered again costs a look-up instead of a signature check.
@@ -106,6 +106,10 @@ fn slot(record: &Signed, vdc: &VdcId) -> [u8; 16] {
         }
         Body::Tombstone(t) => (&t.subject.0, 0),
         Body::Block(b) => (&b.id.0, 0),
+        Body::Founding(f) => match f.home {
+            Home::Vdc => (&[], 0),
+            Home::Site(site) => (&[], u64::from(site.0) + 1),
+        },
     };
     slot_of(&record.office(vdc), kind_order(&record.body), subject, part)
 }
@@ -138,6 +142,7 @@ pub(super) fn serial(body: &Body) -> u64 {
         Body::Tombstone(t) => t.floor,
         Body::Block(b) => b.serial,
         Body::Policy(p) => p.version,
+        Body::Founding(f) => f.serial,
     }
 }
 

@@ -26,6 +26,7 @@
 
 mod authority;
 mod belief;
+mod foundings;
 mod judge;
 mod merge;
 mod recovery;
@@ -44,6 +45,7 @@ use crate::record::{Body, Genesis};
 use crate::{Hash, Key, Office, Signed, UnixTime, VdcId};
 
 pub use authority::{Powers, Rank};
+pub use foundings::FoundingView;
 pub use merge::Verifier;
 pub use view::{
     AdminView, BlockView, Clash, FindError, MemberRecords, MemberView, PolicyView, RegistrarView, SiteView, Standing,
@@ -346,5 +348,6 @@ fn kind_order(body: &Body) -> u8 {
         Body::Block(_) => 7,
         Body::Contact(_) => 8,
         Body::Exposure(_) => 9,
+        Body::Founding(_) => 10,
     }
 }

@@ -7,11 +7,14 @@ use std::time::Duration;
 
 use super::Roster;
 use super::authority::Rank;
+use super::foundings::FoundingView;
 use super::judge::Judge;
 use super::workloads::{self, NameHolder, WorkloadView};
 use crate::address::NodePrefix;
 use crate::policy::{ActiveBlock, Document, Kind, Model, Subject};
-use crate::record::{Block, Body, Contact, ContactAddress, Delegation, Exposure, PortRange, Role, WorkloadExposure};
+use crate::record::{
+    Block, Body, Contact, ContactAddress, Delegation, Exposure, Home, PortRange, Role, WorkloadExposure,
+};
 use crate::{Hash, Ipv4Block, Key, Name, Office, Signed, SiteNumber, UnixTime, VdcId, WgKey};
 
 /// Where a member stands.
@@ -222,6 +225,8 @@ pub enum Clash {
     WorkloadIpv4 { node: Key, name: Name, address: Ipv4Addr },
     /// Two policies of one version.
     Policy { version: u64, chosen: Hash, other: Hash },
+    /// Two nodes, or one twice, were told with one serial to make the group of a home; the group of `founder` counts.
+    Founding { home: Home, serial: u64, group: Hash, founder: Key, other: Hash, other_founder: Key },
 }
 
 /// What a text that should name a node found instead of one.
@@ -253,8 +258,12 @@ pub struct View {
     /// Active ones only.
     pub blocks: Vec<BlockView>,
     pub tombstones: Vec<TombstoneView>,
+    /// The coordination groups that count, by what they serve.
+    pub foundings: BTreeMap<Home, FoundingView>,
     /// Ascending.
     pub clashes: Vec<Clash>,
+    /// See [`View::founding_head`].
+    pub(super) founding_heads: BTreeMap<Home, FoundingView>,
     /// See [`View::newest_record_time`].
     pub(super) newest: Option<UnixTime>,
     /// The highest believed serial by kind and subject; a new statement takes the next.
