@@ -67,18 +67,21 @@ impl Coord {
     ///
     /// # Errors
     /// [`RedeemError`].
-    pub(crate) async fn change_invite<E>(
+    pub(crate) async fn change_invite<E, F>(
         &self,
         home: Home,
         id: &InviteId,
-        decide: impl AsyncFn(&InviteState) -> Result<Option<InviteState>, E>,
-    ) -> Result<InviteState, RedeemError<E>> {
+        decide: impl Fn(InviteState) -> F,
+    ) -> Result<InviteState, RedeemError<E>>
+    where
+        F: Future<Output = Result<Option<InviteState>, E>>,
+    {
         let client = self.client(home)?;
         for _ in 0..TRIES {
             let (row, _) = client.get(&key_of(id), LIMIT).await?;
             let row = row.ok_or(RedeemError::Unknown)?;
             let state = InviteState::decode(&row.value)?;
-            let Some(changed) = decide(&state).await.map_err(RedeemError::Refused)? else { return Ok(state) };
+            let Some(changed) = decide(state.clone()).await.map_err(RedeemError::Refused)? else { return Ok(state) };
             let done = client.transact(put(id, Condition::Modified(row.modified), &changed), LIMIT).await?;
             if done.succeeded {
                 return Ok(changed);

@@ -423,8 +423,9 @@ impl Backend for Operations {
             Revoking::Done(view) => return Ok(view),
             Revoking::Shared { coord, home, id } => (coord, home, id),
         };
-        let revoke = async |state: &InviteState| {
-            Ok::<_, std::convert::Infallible>((!state.revoked).then(|| InviteState { revoked: true, ..state.clone() }))
+        let revoke = |state: InviteState| {
+            let changed = (!state.revoked).then_some(InviteState { revoked: true, ..state });
+            std::future::ready(Ok::<_, std::convert::Infallible>(changed))
         };
         let state = coord.change_invite(home, &id, revoke).await.map_err(|error| {
             ApiError::new(ErrorCode::NoQuorum, "the invite was not revoked").caused_by(&error).hint(GROUP_HINT)

@@ -1,7 +1,7 @@
 //! The registrar at its door: challenges, redemptions, renewals.
 
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use meshd_state::Changes;
@@ -73,14 +73,18 @@ impl Core {
         Ok(self.granted(is_new, remote, request))
     }
 
-    /// Whether a joiner may have a use of an invite; its use must be agreed before [`Self::admit`].
+    /// Whether a joiner may have a use of an invite; its use must be agreed before [`Self::admit`]. The challenge is answered by
+    /// the first of several tries.
     fn reserve(
         &self,
         state: &InviteState,
         request: &Redeem,
-        challenge: Challenge,
+        challenge: Option<Challenge>,
     ) -> Result<Option<InviteState>, Refusal> {
-        state.reserve(&self.view, &self.own_key(), request, challenge, self.now())
+        if let Some(challenge) = challenge {
+            state.prove(&self.view, &self.own_key(), request, challenge)?;
+        }
+        state.reserve(&self.view, request, &self.own_key(), self.now())
     }
 
     /// Makes a joiner a member that has its use of an invite.
@@ -171,9 +175,11 @@ async fn redeem_by_group(
     if let Some(state) = core.with(move |core| core.kept_invite(&id)).await.map_err(gone)? {
         coord.put_invite(home, &state).await.map_err(|error| undecided(&error.to_string()))?;
     }
-    let decided = coord.change_invite(home, &id, async |state| {
-        let (state, request) = (state.clone(), Arc::clone(&request));
-        core.with(move |core| core.reserve(&state, &request, challenge.clone())).await.map_err(gone).flatten()
+    let challenge = Mutex::new(Some(challenge));
+    let decided = coord.change_invite(home, &id, |state| {
+        let request = Arc::clone(&request);
+        let challenge = challenge.lock().unwrap_or_else(PoisonError::into_inner).take();
+        async move { core.with(move |core| core.reserve(&state, &request, challenge)).await.map_err(gone).flatten() }
     });
     let state = decided.await.map_err(|error| match error {
         RedeemError::Unknown => unknown_invite(),

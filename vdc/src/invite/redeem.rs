@@ -235,25 +235,24 @@ impl InviteState {
         challenge: Challenge,
         now: UnixTime,
     ) -> Result<Redemption, Refusal> {
-        let state = self.reserve(view, &registrar.public(), request, challenge, now)?;
+        self.prove(view, &registrar.public(), request, challenge)?;
+        let state = self.reserve(view, request, &registrar.public(), now)?;
         let records = self.admit(view, registrar, number, request, now)?;
         let number_next = number.saturating_add(records.len() as u64);
         Ok(Redemption { state: state.unwrap_or_else(|| self.clone()), records, number_next })
     }
 
-    /// The first half of [`Self::redeem`], where several registrars share the invite: whether this joiner may have a use of it.
-    /// What is returned must be agreed before [`Self::admit`]; none if the joiner has its use already.
+    /// Whether a request proves that it was made for this invite, at this registrar.
     ///
     /// # Errors
-    /// A [`Refusal`] for the joiner; nothing has changed then.
-    pub fn reserve(
+    /// A [`Refusal`] for the joiner.
+    pub fn prove(
         &self,
         view: &View,
         registrar: &Key,
         request: &Redeem,
         challenge: Challenge,
-        now: UnixTime,
-    ) -> Result<Option<Self>, Refusal> {
+    ) -> Result<(), Refusal> {
         if request.vdc != self.vdc || view.vdc != self.vdc {
             return Err(wrong_vdc());
         }
@@ -268,6 +267,22 @@ impl InviteState {
             let hint = "the token does not belong to this invite, or the link was tampered with; ask for a new one";
             return Err(Refusal::new(RefusalCode::BadProof, "the proof of the invite or of a new key is bad", hint));
         }
+        Ok(())
+    }
+
+    /// The first half of [`Self::redeem`], where several registrars share the invite: whether a joiner that has proved to be meant
+    /// ([`Self::prove`]) may have a use of it. What is returned must be agreed before [`Self::admit`]; none if the joiner has
+    /// its use already.
+    ///
+    /// # Errors
+    /// A [`Refusal`] for the joiner; nothing has changed then.
+    pub fn reserve(
+        &self,
+        view: &View,
+        request: &Redeem,
+        registrar: &Key,
+        now: UnixTime,
+    ) -> Result<Option<Self>, Refusal> {
         if view.members.get(&request.node).is_some_and(|known| known.standing == Standing::Revoked) {
             return Err(revoked());
         }
