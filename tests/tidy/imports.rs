@@ -56,7 +56,11 @@ const LEAVES: &[(&str, &[&str], &str)] = &[
     ("rtnetlink", &["meshd-tun"], "links, addresses and routes are set in one place"),
     ("nftables", &["meshd-firewall"], "the packet filter is written in one place"),
     ("openraft", &["meshd-coord"], "consensus is behind the driver's own types, which outlive any release of it"),
-    ("redb", &["meshd-coord", "meshd-state"], "what is on disk is written in two places: the roster's store and the groups'"),
+    (
+        "redb",
+        &["meshd-coord", "meshd-state"],
+        "what is on disk is written in two places: the roster's store and the groups'",
+    ),
     ("libcontainer", &["meshd-shim"], "it forks from its caller: only a program with one thread may hold it"),
     (
         "oci-spec",

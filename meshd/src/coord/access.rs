@@ -89,7 +89,11 @@ fn step(view: &View, home: Home, from: &Key, op: &Op, compares: &[Compare]) -> R
         Op::DeleteRange { .. } => return Err("ranges are deleted by nobody".into()),
     };
     if key.starts_with(invites::PREFIX) {
-        return if is_in_charge(view, home, from) { Ok(()) } else { Err("invites are for the site's registrars".into()) };
+        return if is_in_charge(view, home, from) {
+            Ok(())
+        } else {
+            Err("invites are for the site's registrars".into())
+        };
     }
     let Some(name) = key.strip_prefix(names::PREFIX).and_then(|name| Name::new(std::str::from_utf8(name).ok()?).ok())
     else {

@@ -227,6 +227,11 @@ impl Coord {
         self.check_rights(&view, home)?;
         let Backup { header, rows } = backup;
         check_origin(&view, &query.home, &header)?;
+        if look.membership.leader.is_none() || !look.redundancy.works() {
+            return Err(ApiError::new(ErrorCode::NoQuorum, format!("the group {} takes no changes", query.home))
+                .cause(redundancy_view(&view, &look.redundancy).words)
+                .hint(format!("recover it first: `meshctl coord recover --home {}`", query.home)));
+        }
         let newest = look.standings.values().map(|standing| standing.summary.revision).max().unwrap_or_default();
         if !query.force && newest.0 > header.revision {
             let keys = look.standings.values().map(|standing| standing.summary.keys).max().unwrap_or_default();

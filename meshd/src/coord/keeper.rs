@@ -340,8 +340,7 @@ impl Keeper {
         };
         let own = self.coord.0.own;
         let leading = &mut tended.leading;
-        let answering =
-            |key: &Key| followers.get(key).and_then(|f| f.heard).is_some_and(|heard| heard < SILENT_AFTER);
+        let answering = |key: &Key| followers.get(key).and_then(|f| f.heard).is_some_and(|heard| heard < SILENT_AFTER);
         for key in followers.keys().filter(|key| **key != own) {
             leading.saw(*key, answering(key));
         }
@@ -393,9 +392,7 @@ impl Keeper {
         for (_, node) in next.into_iter().filter(|(at, _)| due(at)).take(PROBED) {
             leading.probed.insert(node, Instant::now());
             let client = tended.client.clone();
-            self.jobs.spawn(async move {
-                Done::Probed { home, node, answers: client.is_up(node, PROBE_LIMIT).await }
-            });
+            self.jobs.spawn(async move { Done::Probed { home, node, answers: client.is_up(node, PROBE_LIMIT).await } });
         }
     }
 
@@ -406,11 +403,8 @@ impl Keeper {
             Some(look) if look.stopped.is_none() && look.below.is_none() => LOOK,
             _ => LOOK_TROUBLED,
         };
-        let pause = if concerns || tended.look.as_ref().is_none_or(|look| look.stopped.is_some()) {
-            pause
-        } else {
-            LOOK_AWAY
-        };
+        let pause =
+            if concerns || tended.look.as_ref().is_none_or(|look| look.stopped.is_some()) { pause } else { LOOK_AWAY };
         if tended.is_looking || tended.looked.is_some_and(|looked| looked.elapsed() < pause) {
             return;
         }

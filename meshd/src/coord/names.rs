@@ -212,7 +212,6 @@ async fn make(client: &Client, own: &Key, change: &Change) -> Result<bool, Clien
         Change::Take { .. } => Op::Put { key: key.clone(), value: own.0.to_vec().into(), lease: None },
         Change::GiveUp { .. } => Op::Delete { key: key.clone() },
     };
-    let transaction =
-        Transaction { compares: vec![Compare { key, condition }], success: vec![op], failure: vec![] };
+    let transaction = Transaction { compares: vec![Compare { key, condition }], success: vec![op], failure: vec![] };
     Ok(client.transact(transaction, LIMIT).await?.succeeded)
 }

@@ -2,9 +2,7 @@
 
 use async_trait::async_trait;
 use meshd_web::{Backup, Call, CoordBackend};
-use vdc_api::{
-    ApiError, CoordBackup, CoordRecover, CoordStatus, ErrorCode, RecoverView, RestoreQuery, RestoreView,
-};
+use vdc_api::{ApiError, CoordBackup, CoordRecover, CoordStatus, ErrorCode, RecoverView, RestoreQuery, RestoreView};
 
 use super::backend::Operations;
 use crate::coord::Coord;

@@ -26,7 +26,11 @@ const INVITES_MAX: usize = 4096;
 pub(crate) enum Revoking {
     Done(api::InviteView),
     /// The invite stands in a group.
-    Shared { coord: Coord, home: Home, id: InviteId },
+    Shared {
+        coord: Coord,
+        home: Home,
+        id: InviteId,
+    },
 }
 
 impl Core {

@@ -246,13 +246,7 @@ impl InviteState {
     ///
     /// # Errors
     /// A [`Refusal`] for the joiner.
-    pub fn prove(
-        &self,
-        view: &View,
-        registrar: &Key,
-        request: &Redeem,
-        challenge: Challenge,
-    ) -> Result<(), Refusal> {
+    pub fn prove(&self, view: &View, registrar: &Key, request: &Redeem, challenge: Challenge) -> Result<(), Refusal> {
         if request.vdc != self.vdc || view.vdc != self.vdc {
             return Err(wrong_vdc());
         }

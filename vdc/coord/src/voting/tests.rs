@@ -4,7 +4,6 @@ use proptest::prelude::*;
 
 use super::*;
 
-
 fn key(number: u8) -> Key {
     Key([number; 32])
 }
@@ -271,7 +270,8 @@ enum Happening {
 
 fn happening() -> impl Strategy<Value = Happening> {
     let number = 1..12_u8;
-    let states = prop_oneof![3 => Just(Seen::Steady), 1 => Just(Seen::Fresh), 1 => Just(Seen::Silent), 2 => Just(Seen::Dead)];
+    let states =
+        prop_oneof![3 => Just(Seen::Steady), 1 => Just(Seen::Fresh), 1 => Just(Seen::Silent), 2 => Just(Seen::Dead)];
     prop_oneof![
         4 => (number.clone(), 1..5_u16, prop::bool::weighted(0.1))
             .prop_map(|(number, site, witness)| Happening::Joins { number, site, witness }),
