@@ -16,12 +16,12 @@ use vdc_api::{
     ApiError, BackupHeader, CoordBackup, CoordRecover, CoordStatus, ErrorCode, GroupHome, GroupMemberView, GroupState,
     GroupView, MemberRole, RecoverView, RedundancyLevel, RedundancyView, RestoreQuery, RestoreView, RoleHere,
 };
-use vdc_coord::Revision;
 use vdc_coord::voting::Redundancy;
 use vdc_coord::wire::Standing;
+use vdc_coord::{Revision, backup};
 
 use super::look::{self, Look};
-use super::{Coord, Here, Kept, access, backup, home_view, keeper, name_of};
+use super::{Coord, Here, Kept, access, home_view, keeper, name_of};
 use crate::clock::system_time;
 use crate::error::system;
 
@@ -263,7 +263,7 @@ impl Coord {
     async fn fill(&self, spool: &Spool, last: Revision) -> Result<Revision, ApiError> {
         let file = std::fs::File::open(&spool.0).map_err(|error| system("the backup cannot be read again", &error))?;
         let mut reader = backup::Reader::new(BufReader::new(file));
-        let filled = succession::fill(&self.0.env, RESTORING, self.0.own, last, move || reader.next()).await;
+        let filled = succession::fill(&self.0.env, RESTORING, self.0.own, last, move || reader.row()).await;
         filled.map_err(|error| {
             ApiError::new(ErrorCode::Storage, "the backup cannot be written down; nothing was changed")
                 .caused_by(&error)
@@ -474,7 +474,7 @@ impl Spool {
         let counted = tokio::task::spawn_blocking(move || {
             let mut reader = backup::Reader::new(BufReader::new(std::fs::File::open(path)?));
             let mut count = 0;
-            while reader.next()?.is_some() {
+            while reader.row()?.is_some() {
                 count += 1;
             }
             Ok(count)

@@ -7,7 +7,6 @@
 
 mod access;
 mod backend;
-mod backup;
 mod env;
 mod invites;
 mod keeper;

@@ -91,8 +91,8 @@ mod tests {
             say(&mut roster, key, draft);
         }
         let view = roster.view(NOW);
-        let hosts = super::hosts(&view);
-        let names: Vec<&str> = hosts.keys().map(String::as_str).collect();
+        let found = hosts(&view);
+        let names: Vec<&str> = found.keys().map(String::as_str).collect();
         assert_eq!(
             names,
             [
@@ -107,20 +107,20 @@ mod tests {
             ]
         );
         let lowest = if first.public() < second.public() { "web.paris1.paris" } else { "web.paris2.paris" };
-        assert_eq!(hosts["web.paris"], hosts[lowest]);
-        assert_ne!(hosts["web.paris1.paris"], hosts["web.paris2.paris"]);
+        assert_eq!(found["web.paris"], found[lowest]);
+        assert_ne!(found["web.paris1.paris"], found["web.paris2.paris"]);
         // What the groups say counts, where it fits the records.
         let (high, low) = if first.public() < second.public() { (&second, &first) } else { (&first, &second) };
         let mut view = roster.view(NOW);
         let site_names = [(name("web"), high.public()), (name("paris2"), first.public()), (name("db"), first.public())];
         let vdc_names = [(name("web"), low.public()), (name("db"), first.public()), (name("gone"), first.public())];
         view.set_names(&[(Home::Site(site), site_names.into()), (Home::Vdc, vdc_names.into())].into());
-        let hosts = super::hosts(&view);
+        let found = hosts(&view);
         let long = |key: &SigningKey| format!("web.{}", view.members[&key.public()].full_name());
-        assert_eq!(hosts["web.paris"], hosts[&long(high)], "it was taken by the other");
-        assert_eq!(hosts["web"], hosts[&long(low)], "a name of the VDC is another matter");
-        assert!(!hosts.contains_key("db") && !hosts.contains_key("gone"), "what its node does not have is nobody's");
+        assert_eq!(found["web.paris"], found[&long(high)], "it was taken by the other");
+        assert_eq!(found["web"], found[&long(low)], "a name of the VDC is another matter");
+        assert!(!found.contains_key("db") && !found.contains_key("gone"), "what its node does not have is nobody's");
         let node = &view.members[&second.public()];
-        assert_eq!(hosts["paris2.paris"][0], IpAddr::V6(node.prefix.address(HOST)), "a node's name is the node's");
+        assert_eq!(found["paris2.paris"][0], IpAddr::V6(node.prefix.address(HOST)), "a node's name is the node's");
     }
 }

@@ -106,6 +106,13 @@ fn coord() -> std::io::Result<()> {
         ("empty", entry(0, &[])),
     ];
     binary("coord-entry", &entries)?;
+    let backup = |rows: &[(&[u8], &[u8])]| {
+        let (mut writer, mut bytes) = (vdc_coord::backup::Writer::default(), vec![]);
+        rows.iter().for_each(|(key, value)| writer.row(key, value, &mut bytes));
+        bytes.extend(writer.end());
+        bytes
+    };
+    binary("coord-backup", &[("empty", backup(&[])), ("rows", backup(&[(b"a", b""), (b"name/web", &[7; 32])]))])?;
     coord_frames(&claim)
 }
 
@@ -155,6 +162,7 @@ fn coord_frames(request: &vdc_coord::Request) -> std::io::Result<()> {
         last_index: 7,
         applied_index: 6,
         summary: vdc_coord::Summary::default(),
+        last_term: 3,
     };
     let replies = [
         ("append", wire::Reply::Append(wire::Appended::Upto(Some(place)))),

@@ -1,6 +1,7 @@
 //! What clients and nodes of a coordination group send each other, and what a log entry does to a store.
 
 use vdc::codec::{self, DecodeError};
+use vdc_coord::backup;
 use vdc_coord::limits::{ENTRY_BYTES_MAX, REQUEST_BYTES_MAX, check};
 use vdc_coord::{Command, Entry, Machine, MemoryRows, Reader, Request, Revision, Row};
 
@@ -43,4 +44,19 @@ pub(crate) fn entry(bytes: &[u8]) -> bool {
         std::hint::black_box(Reader(&rows).events(summary.oldest, 10).expect("memory").is_ok());
     }
     canonical(bytes, decode_entry, codec::encode)
+}
+
+/// A backup is refused or gives rows that are written as they were read.
+pub(crate) fn backup(bytes: &[u8]) -> bool {
+    let (mut reader, mut writer, mut again) = (backup::Reader::new(bytes), backup::Writer::default(), vec![]);
+    loop {
+        match reader.row() {
+            Ok(Some((key, value))) => writer.row(&key, &value, &mut again),
+            Ok(None) => break,
+            Err(_) => return false,
+        }
+    }
+    again.extend(writer.end());
+    assert_eq!(again, bytes);
+    true
 }

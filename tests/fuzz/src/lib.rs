@@ -35,6 +35,7 @@ pub struct Target {
 
 /// Every decoder, ascending by name.
 pub const TARGETS: &[Target] = &[
+    Target { name: "coord-backup", run: coord::backup },
     Target { name: "coord-entry", run: coord::entry },
     Target { name: "coord-frame", run: |bytes| canonical(bytes, wire::decode_frame, codec::encode) },
     Target { name: "coord-reply", run: |bytes| canonical(bytes, wire::decode_reply, codec::encode) },

@@ -6,6 +6,7 @@
 //! but the answer. Clocks do not come in: a group's time is a number that its entries carry (see [`machine`]).
 #![forbid(unsafe_code)]
 
+pub mod backup;
 pub mod limits;
 pub mod machine;
 mod memory;

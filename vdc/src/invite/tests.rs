@@ -7,7 +7,7 @@ use crate::record::{Body, ContactAddress, Genesis};
 use crate::roster::issue::{self, IssueError};
 use crate::roster::tests::lab::{DAY, Lab, NOW, contact_body, key, name, offer_until_stable};
 use crate::roster::{Outcome, Roster, Standing};
-use crate::{Hash, InviteId, Key, Office, Signed, SiteNumber, UnixTime, WgKey};
+use crate::{InviteId, Key, Office, Signed, SiteNumber, UnixTime, WgKey};
 
 const HOUR: u64 = 3600;
 

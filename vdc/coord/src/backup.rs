@@ -5,7 +5,7 @@
 
 use std::io;
 
-use vdc_coord::limits::{KEY_BYTES_MAX, VALUE_BYTES_MAX};
+use crate::limits::{KEY_BYTES_MAX, VALUE_BYTES_MAX};
 
 /// Bytes before a row's key.
 const HEAD_BYTES: usize = 6;
@@ -13,15 +13,15 @@ const HEAD_BYTES: usize = 6;
 const TAIL_BYTES: usize = 8 + 32;
 
 /// Writes rows, in the order of their keys.
-#[derive(Default)]
-pub(super) struct Writer {
+#[derive(Debug, Default)]
+pub struct Writer {
     hasher: blake3::Hasher,
     rows: u64,
 }
 
 impl Writer {
-    /// The bytes of a row.
-    pub(super) fn row(&mut self, key: &[u8], value: &[u8], to: &mut Vec<u8>) {
+    /// Adds the bytes of a row, whose key and value are within the limits of a store.
+    pub fn row(&mut self, key: &[u8], value: &[u8], to: &mut Vec<u8>) {
         let start = to.len();
         to.extend(u16::try_from(key.len()).expect("keys are bounded").to_be_bytes());
         to.extend(u32::try_from(value.len()).expect("values are bounded").to_be_bytes());
@@ -32,7 +32,8 @@ impl Writer {
     }
 
     /// The bytes that end a backup.
-    pub(super) fn end(mut self) -> Vec<u8> {
+    #[must_use]
+    pub fn end(mut self) -> Vec<u8> {
         let mut end = vec![0; HEAD_BYTES];
         end.extend(self.rows.to_be_bytes());
         self.hasher.update(&end);
@@ -46,7 +47,8 @@ fn invalid(why: impl Into<String>) -> io::Error {
 }
 
 /// Reads rows and checks them.
-pub(super) struct Reader<R> {
+#[derive(Debug)]
+pub struct Reader<R> {
     from: R,
     hasher: blake3::Hasher,
     rows: u64,
@@ -55,7 +57,7 @@ pub(super) struct Reader<R> {
 }
 
 impl<R: io::Read> Reader<R> {
-    pub(super) fn new(from: R) -> Self {
+    pub fn new(from: R) -> Self {
         Self { from, hasher: blake3::Hasher::new(), rows: 0, last: vec![], is_over: false }
     }
 
@@ -70,7 +72,7 @@ impl<R: io::Read> Reader<R> {
     ///
     /// # Errors
     /// [`io::ErrorKind::InvalidData`] if it is damaged or cut off.
-    pub(super) fn next(&mut self) -> io::Result<Option<(Vec<u8>, Vec<u8>)>> {
+    pub fn row(&mut self) -> io::Result<Option<(Vec<u8>, Vec<u8>)>> {
         if self.is_over {
             return Ok(None);
         }
@@ -132,7 +134,7 @@ mod tests {
     fn read(bytes: &[u8]) -> io::Result<Vec<(Vec<u8>, Vec<u8>)>> {
         let mut reader = Reader::new(bytes);
         let mut rows = vec![];
-        while let Some(row) = reader.next()? {
+        while let Some(row) = reader.row()? {
             rows.push(row);
         }
         Ok(rows)
