@@ -104,7 +104,14 @@ impl<E: Env> Client<E> {
 
     fn tries(&self, limit: Duration) -> Tries<E> {
         let deadline = Instant::<E>::now() + limit;
-        Tries { deadline, pause: PAUSE_MIN, next: 0, last: "there is no member".into(), maybe_done: false, forbidden: None }
+        Tries {
+            deadline,
+            pause: PAUSE_MIN,
+            next: 0,
+            last: "there is no member".into(),
+            maybe_done: false,
+            forbidden: None,
+        }
     }
 
     /// The one to be asked: the leader where it is known, else the members by turns.
@@ -417,6 +424,8 @@ impl<E: Env> Watch<E> {
                     if !events.is_empty() {
                         return Ok(events);
                     }
+                    // It may be cut off from the others, or be a member no more: the next is asked whether it knows of any.
+                    self.turn += 1;
                 }
                 Some(Reply::Refused(refusal @ Refusal::Compacted { .. })) => return Err(refusal),
                 _ => {

@@ -157,6 +157,12 @@ fn full<T>(error: &mpsc::error::TrySendError<T>) -> Trouble {
     }
 }
 
+/// Who leads, as far as this node knows. One that led until it was taken out of the group still counts as leader of its term with
+/// openraft, and hears of no other.
+fn leader<R: AsyncRuntime>(metrics: &RaftMetrics<Types<R>>) -> Option<Key> {
+    metrics.current_leader.filter(|leader| *leader != metrics.id || metrics.state.is_leader())
+}
+
 fn config(settings: &GroupSettings) -> Config {
     let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
     Config {
@@ -251,7 +257,7 @@ impl<E: Env> Group<E> {
         let metrics = self.metrics();
         let membership = metrics.membership_config.membership();
         Ok(Standing {
-            leader: metrics.current_leader,
+            leader: leader(&metrics),
             term: metrics.current_term,
             voters: membership.voter_ids().collect(),
             learners: membership.learner_ids().collect(),
@@ -649,7 +655,7 @@ impl<E: Env> GroupClock<E> {
         let (term, leads, leader) = {
             let metrics = raft.metrics();
             let metrics = metrics.borrow_watched();
-            (metrics.current_term, metrics.state.is_leader(), metrics.current_leader)
+            (metrics.current_term, metrics.state.is_leader(), leader(&metrics))
         };
         if !leads {
             self.counting = None;

@@ -20,9 +20,14 @@ pub struct Moment {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Call {
     /// The row of a key, linearizable.
-    Get { key: Vec<u8> },
+    Get {
+        key: Vec<u8>,
+    },
     /// A page from `from` up to before `to` (an empty `to` is the end of all keys), linearizable.
-    Range { from: Vec<u8>, to: Vec<u8> },
+    Range {
+        from: Vec<u8>,
+        to: Vec<u8>,
+    },
     Command(Command),
 }
 

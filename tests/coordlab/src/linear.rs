@@ -49,7 +49,9 @@ pub enum LinearError {
     #[error("no order explains the answers: {0}")]
     Wrong(Box<Stuck>),
     /// Neither right nor wrong.
-    #[error("too large to be judged: {operations} operations on {keys} keys that meet, {configurations} configurations")]
+    #[error(
+        "too large to be judged: {operations} operations on {keys} keys that meet, {configurations} configurations"
+    )]
     TooLarge { operations: usize, keys: usize, configurations: usize },
     /// Neither right nor wrong.
     #[error("too large to be judged: {leases} leases matter to one operation, {leases_max} may ({operation})")]
@@ -105,14 +107,17 @@ pub fn check_linear(history: &History, options: LinearOptions) -> Result<LinearR
         match found {
             Ok(true) => {}
             Ok(false) => {
-                return Err(LinearError::Wrong(Box::new(Stuck { keys, ..search.best.expect("the first is the best") })));
+                return Err(LinearError::Wrong(Box::new(Stuck {
+                    keys,
+                    ..search.best.expect("the first is the best")
+                })));
             }
             Err(Limit::Size) => {
                 let (operations, configurations) = (search.known.len() + search.unknown.len(), search.configurations);
                 return Err(LinearError::TooLarge { operations, keys: keys.len(), configurations });
             }
             Err(Limit::Leases(TooManyLeases { leases, leases_max }, operation)) => {
-                return Err(LinearError::TooManyLeases { leases, leases_max, operation: Box::new(operation) });
+                return Err(LinearError::TooManyLeases { leases, leases_max, operation });
             }
         }
     }
@@ -238,7 +243,7 @@ type Seen = HashMap<(Ordered, State), Vec<Vec<usize>>, BuildHasherDefault<Defaul
 
 enum Limit {
     Size,
-    Leases(TooManyLeases, Operation),
+    Leases(TooManyLeases, Box<Operation>),
 }
 
 struct Search<'a> {
@@ -283,7 +288,7 @@ impl<'a> Search<'a> {
                     Choice::Unknown(_) => (self.unknown[index], self.known.len() + index),
                 };
                 let after = self.reference.step(&frame.state, index, operation);
-                let after = after.map_err(|leases| Limit::Leases(leases, operation.clone()))?;
+                let after = after.map_err(|leases| Limit::Leases(leases, Box::new(operation.clone())))?;
                 frame.todo.extend(after.into_iter().rev().map(|state| (choice, Some(state))));
                 continue;
             };

@@ -324,10 +324,7 @@ mod tests {
 
     #[test]
     fn shared_revision_is_caught() {
-        let both = vec![
-            event(1, "a", None, Some(row("1", 1, 1, 1))),
-            event(1, "b", None, Some(row("1", 1, 1, 1))),
-        ];
+        let both = vec![event(1, "a", None, Some(row("1", 1, 1, 1))), event(1, "b", None, Some(row("1", 1, 1, 1)))];
         let operations = vec![put((0, 10), "a", "1", at(1)), put((0, 10), "b", "1", at(1))];
         let caught = check_against_log(&History { operations }, &both);
         assert!(matches!(caught, Err(LogError::SameRevision { .. })), "{caught:?}");

@@ -70,12 +70,7 @@ impl Reference {
     }
 
     /// All states that may follow; none if the answer does not fit.
-    pub(crate) fn step(
-        &self,
-        state: &State,
-        index: usize,
-        operation: &Operation,
-    ) -> Result<Vec<State>, TooManyLeases> {
+    pub(crate) fn step(&self, state: &State, index: usize, operation: &Operation) -> Result<Vec<State>, TooManyLeases> {
         let mut after = vec![];
         for before in self.after_ends(state, operation)? {
             for next in self.done(before, index, operation) {
@@ -150,7 +145,8 @@ impl Reference {
             }
             (Command::Revoke { lease }, Outcome::Answer(Answer::Revoked { deleted })) => {
                 let held = self.held(&state, lease.0);
-                let (state, ended) = state.ended(lease.0);
+                let (mut state, ended) = state.ended(lease.0);
+                state.revision += u64::from(ended > 0);
                 (held && ended == *deleted).then_some(state).into_iter().collect()
             }
             // If it was over before, nothing happened, which is left to the others.
@@ -182,7 +178,13 @@ impl Reference {
                 continue;
             }
             let ops = if succeeded { &transaction.success } else { &transaction.failure };
-            let tried = Trial::of(self, &state, ops, revision);
+            let mut tried = Trial::of(self, &state, ops, revision);
+            // What leaves nothing behind has no revision of its own; what it read of itself shows the one it would have had.
+            if let (Ok(trial), Stamp::Known(now)) = (&tried, revision)
+                && !trial.changed()
+            {
+                tried = Trial::of(self, &state, ops, Stamp::Known(now + 1));
+            }
             match (tried, outcome) {
                 (Ok(trial), Outcome::Answer(Answer::Done(done))) => after.extend(trial.answered(done)),
                 (Ok(trial), Outcome::Unknown) => after.push(trial.unanswered()),
@@ -229,13 +231,13 @@ impl Reference {
 }
 
 impl State {
-    /// Takes a lease and its rows away. How many there were.
+    /// Takes a lease and its rows away. How many there were. When that was is not said: leases end by themselves at any time
+    /// before it is noticed, so the revision of the store says nothing about it.
     fn ended(mut self, lease: u64) -> (Self, u64) {
         let before = self.rows.len();
         self.rows.retain(|_, cell| cell.lease != Some(lease));
         let gone = (before - self.rows.len()) as u64;
         self.leases.insert(lease, false);
-        self.revision += u64::from(gone > 0);
         (self, gone)
     }
 

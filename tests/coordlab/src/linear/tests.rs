@@ -515,20 +515,20 @@ fn history(seed: u64, defect: Defect, steps: usize) -> (History, usize) {
 
 #[test]
 fn histories_of_the_machine_are_right() {
-    let mut report = LinearReport::default();
+    let options = LinearOptions { configurations_max: 20_000, ..LinearOptions::default() };
+    let (mut judged, mut large) = (0, 0);
     for seed in 0..300 {
-        let (history, _) = history(seed, Defect::None, 600);
-        match check_linear(&history, LinearOptions::default()) {
-            Ok(one) => {
-                report.operations += one.operations;
-                report.configurations += one.configurations;
-            }
+        let (history, _) = history(seed, Defect::None, 300);
+        match check_linear(&history, options) {
+            Ok(_) => judged += 1,
+            Err(LinearError::TooLarge { .. } | LinearError::TooManyLeases { .. }) => large += 1,
             Err(error) => panic!("seed {seed}: {error}"),
         }
     }
-    println!("{report:?}");
-    // Right ones are found without much searching.
-    assert!(report.configurations < report.operations * 4, "{report:?}");
+    println!("{judged} judged, {large} too large");
+    // One in eight operations is without an answer, and leases end unseen: that is a lot to be guessed, and still few are too
+    // large.
+    assert!(large < 15, "{large} of 300 could not be judged");
 }
 
 #[test]
@@ -538,7 +538,7 @@ fn histories_of_broken_machines_are_caught() {
     for defect in defects {
         let (mut caught, mut struck) = (0, 0);
         for seed in 0..30 {
-            let (history, defects) = history(seed, defect, 600);
+            let (history, defects) = history(seed, defect, 500);
             struck += usize::from(defects > 0);
             match check_linear(&history, LinearOptions { configurations_max: 30_000, ..LinearOptions::default() }) {
                 Err(LinearError::Wrong(_)) => caught += 1,
