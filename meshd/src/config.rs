@@ -23,6 +23,7 @@ pub(crate) struct Config {
     pub(crate) dns: Dns,
     pub(crate) workloads: Workloads,
     pub(crate) remote: Remote,
+    pub(crate) coordination: Coordination,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
@@ -88,6 +89,21 @@ pub(crate) struct Remote {
     pub(crate) volumes: Vec<PathBuf>,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Coordination {
+    /// After how many seconds a voter of a coordination group that does not answer is replaced.
+    pub(crate) replace_after_s: u64,
+    /// How many seconds a node must have answered before it becomes a voter.
+    pub(crate) steady_after_s: u64,
+}
+
+impl Default for Coordination {
+    fn default() -> Self {
+        Self { replace_after_s: 600, steady_after_s: 15 }
+    }
+}
+
 /// An empty path stands for none, so that a file can show the default.
 fn path_or_none<'de, D: serde::Deserializer<'de>>(text: D) -> Result<Option<PathBuf>, D::Error> {
     PathBuf::deserialize(text).map(|path| Some(path).filter(|path| !path.as_os_str().is_empty()))
@@ -104,6 +120,7 @@ impl Default for Config {
             dns: Dns::default(),
             workloads: Workloads::default(),
             remote: Remote::default(),
+            coordination: Coordination::default(),
         }
     }
 }
@@ -180,6 +197,12 @@ impl Config {
         if !cgroup.strip_prefix('/').is_some_and(|path| path.split('/').all(plain)) {
             return Err(format!("workloads.cgroup is an absolute path such as /meshd, got {cgroup:?}"));
         }
+        let Coordination { replace_after_s: replace, steady_after_s: steady } = self.coordination;
+        if !(5..=86_400).contains(&replace) || !(1..=3_600).contains(&steady) {
+            return Err(format!(
+                "coordination.replace_after_s is 5 to 86400 and steady_after_s 1 to 3600, got {replace} and {steady}"
+            ));
+        }
         let plain_path =
             |path: &&PathBuf| !path.components().all(|part| !matches!(part, std::path::Component::ParentDir));
         if let Some(path) = self.remote.volumes.iter().find(plain_path) {
@@ -227,6 +250,7 @@ mod tests {
             ("log = 'inof'", "inof"),
             ("state_dir = 'x'", "absolute"),
             ("[dns]\nmode = 'magic'", "magic"),
+            ("[coordination]\nreplace_after_s = 1", "replace_after_s"),
             ("= 1", "line 1"),
         ] {
             let error = load(text).expect_err(text);

@@ -481,7 +481,8 @@ impl World {
                 | Body::Contact(_)
                 | Body::Exposure(_)
                 | Body::Block(_)
-                | Body::Policy(_) => {}
+                | Body::Policy(_)
+                | Body::Founding(_) => {}
             }
         }
         if members_changed && self.nodes[node].is_up && !self.nodes[node].refresh_planned {

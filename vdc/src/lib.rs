@@ -21,5 +21,5 @@ pub mod time;
 
 pub use address::{Ipv4Block, NodePrefix};
 pub use id::{Hash, InviteId, Key, Name, NameError, Office, SiteNumber, VdcId, WgKey};
-pub use record::{Body, Role, Signed, SigningKey};
+pub use record::{Body, Home, Role, Signed, SigningKey};
 pub use time::UnixTime;

@@ -8,8 +8,10 @@
 //! This module checks what a record can say for itself: canonical form, limits, signatures. Whether the issuer had the
 //! right to sign it is a question to the [`crate::roster`].
 
+mod founding;
 mod workload;
 
+pub use founding::{Founding, Home};
 pub use workload::WorkloadExposure;
 
 use ed25519_dalek::{Signature, Signer as _, VerifyingKey};
@@ -103,6 +105,9 @@ pub enum Body {
     /// The head of the policy chain, with its document. By an admin.
     #[n(9)]
     Policy(#[n(0)] Policy),
+    /// Which node may make a coordination group. By an admin, or by a registrar for its site.
+    #[n(10)]
+    Founding(#[n(0)] Founding),
 }
 
 /// k-of-n owners and the VDC's name.
@@ -549,7 +554,7 @@ impl Signed {
         let name = |n: &Name| n.as_str().len();
         let inner = match &self.body {
             Body::Genesis(g) => name(&g.name) + g.owners.len() * size_of::<Key>(),
-            Body::Delegation(_) => 0,
+            Body::Delegation(_) | Body::Founding(_) => 0,
             Body::Site(s) => name(&s.name),
             Body::Member(m) => name(&m.name),
             Body::Grant(g) => g.roles.len() + g.labels.iter().map(|l| size_of::<Name>() + name(l)).sum::<usize>(),
@@ -658,7 +663,14 @@ impl Body {
             Body::Policy(p) if (p.version == 1) != p.previous.is_none() => {
                 return invalid("every policy but the first names the one before it");
             }
-            Body::Delegation(_) | Body::Site(_) | Body::Member(_) | Body::Block(_) | Body::Policy(_) => {}
+            Body::Founding(f) if f.home == Home::Site(SiteNumber(0)) => return invalid("site numbers start at 1"),
+            Body::Founding(f) if f.serial == 0 => return invalid("serials of foundings start at 1"),
+            Body::Delegation(_)
+            | Body::Site(_)
+            | Body::Member(_)
+            | Body::Block(_)
+            | Body::Policy(_)
+            | Body::Founding(_) => {}
         }
         Ok(())
     }

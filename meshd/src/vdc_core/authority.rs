@@ -313,6 +313,7 @@ impl Core {
             Body::Site(s) => Some(s.created),
             Body::Member(m) => Some(m.not_before),
             Body::Tombstone(t) => Some(t.at),
+            Body::Founding(f) => Some(f.created),
             Body::Grant(_) | Body::Contact(_) | Body::Exposure(_) | Body::Block(_) | Body::Policy(_) => None,
         };
         let site = |n: &vdc::SiteNumber| self.view.sites.get(n).map_or_else(|| n.0.to_string(), |s| s.name.to_string());
@@ -335,6 +336,10 @@ impl Core {
                 Body::Tombstone(t) => ("tombstone", context.name_of(&t.subject)),
                 Body::Block(b) => ("block", b.id.short()),
                 Body::Policy(p) => ("policy", format!("version {}", p.version)),
+                Body::Founding(f) => {
+                    let (home, founder) = (context.home_words(f.home), context.name_of(&f.founder));
+                    ("founding", format!("the group of {home}, by {founder}"))
+                }
             };
             api::IssuedView {
                 number: record.number,

@@ -103,6 +103,12 @@ impl VdcDir {
         &self.alias
     }
 
+    /// Where coordination groups have their files.
+    #[must_use]
+    pub fn coordination(&self) -> PathBuf {
+        self.path.join("coord")
+    }
+
     /// Makes a VDC begun with [`StateDir::begin`] visible, atomically and durably. Close the store first and open it
     /// again afterwards: it remembers its path.
     ///

@@ -7,6 +7,7 @@
 //!     node.key  wg.key         32-byte seeds, "meshd key 1" text files, mode 0600
 //!     owner.key                only where an owner key lives
 //!     store                    tables: records, invites, meta
+//!     coord/                   files of coordination groups
 //! ```
 //! Main types: [`StateDir`], [`VdcDir`], [`Store`]. They are driven by the daemon's one task per VDC; nothing here spawns
 //! or waits for anything but the disk.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use crate::record::{Authority, Body};
+use crate::record::{Authority, Body, Home};
 use crate::{Hash, Key, Office, Signed, VdcId};
 
 /// Ranks from the highest to the lowest.
@@ -73,6 +73,7 @@ impl Powers {
             Body::Tombstone(t) if t.estate.is_some() => high,
             Body::Tombstone(t) => high || self.registrar || (self.node && t.subject == *issuer),
             Body::Block(_) => true,
+            Body::Founding(f) => high || (self.registrar && matches!(f.home, Home::Site(_))),
         }
     }
 }

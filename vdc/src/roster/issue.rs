@@ -3,6 +3,10 @@
 //! Pure: the caller supplies keys, numbers, random bytes and the time. Each function returns a [`Draft`] or says why the
 //! issuer may not sign it and what to do instead. Nothing here grants a right: what is signed is judged by every roster.
 
+mod founding;
+
+pub use founding::{GroupFounding, founding};
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -104,6 +108,23 @@ pub enum IssueError {
     TooLong(&'static str),
     #[error("no block record {0} is active; `meshctl blocks` shows all")]
     UnknownBlock(Hash),
+    #[error(
+        "the group of {home} was founded by {founder} on {created}; if its nodes are lost for good, \
+         `meshctl coord recover` founds it anew"
+    )]
+    Founded {
+        /// `the VDC`, or `site NAME`.
+        home: String,
+        /// The node's full name; its key if it is not known here.
+        founder: String,
+        created: UnixTime,
+        /// What a founding that succeeds this one must name.
+        serial: u64,
+    },
+    #[error("no group of {home} was ever founded; found its first instead of succeeding one")]
+    NotFounded { home: String },
+    #[error("node {node} is no member of {home}; choose one of its own nodes to make its group")]
+    FounderElsewhere { node: String, home: String },
 }
 
 /// What founding a VDC needs.

@@ -7,13 +7,14 @@ use std::time::Duration;
 use super::Roster;
 use super::authority::Rank;
 use super::belief::{Believed, believed};
+use super::foundings;
 use super::view::{
     AdminView, BlockView, Clash, MemberRecords, MemberView, PolicyView, RegistrarView, SERIAL_BLOCK, SERIAL_CONTACT,
     SERIAL_EXPOSURE, SERIAL_GRANT, SERIAL_MEMBER, SiteView, Standing, TombstoneView, View,
 };
 use crate::address::NodePrefix;
 use crate::policy::Document;
-use crate::record::{Authority, Block, Body, Delegation, Grant, Member, Policy, Role, Site, Tombstone};
+use crate::record::{Authority, Block, Body, Delegation, Grant, Home, Member, Policy, Role, Site, Tombstone};
 use crate::{Hash, Ipv4Block, Key, Name, Office, Signed, SiteNumber, UnixTime, WgKey};
 
 /// One registrar's statement that a node belongs to a site.
@@ -23,6 +24,40 @@ struct Claim<'a> {
     member: &'a Member,
     /// The tombstone that ends it.
     ended_by: Option<Hash>,
+}
+
+/// Which registrars may speak for which sites, and when.
+pub(super) struct Admitting<'a> {
+    sites: &'a BTreeMap<SiteNumber, SiteView>,
+    by_office: BTreeMap<(Key, Office), Vec<&'a Delegation>>,
+    grace: Duration,
+}
+
+impl<'a> Admitting<'a> {
+    fn new(sites: &'a BTreeMap<SiteNumber, SiteView>, registrars: &'a [RegistrarView], grace: Duration) -> Self {
+        let mut by_office: BTreeMap<(Key, Office), Vec<&Delegation>> = BTreeMap::new();
+        for r in registrars {
+            by_office.entry((r.key, r.under)).or_default().push(&r.delegation);
+        }
+        Self { sites, by_office, grace }
+    }
+
+    /// Whether the issuer of a record dated `at` was a registrar that may admit in `site`.
+    ///
+    /// A registrar's delegation covers what concerns its own site, dated no later than the delegation's end; and a site
+    /// that its site founded, unless at that date the site had a registrar of its own: one that is not closed, whose
+    /// delegation had not ended, and had begun more than one grace period before (a founder beyond a partition cannot
+    /// know sooner). A record dated *before* its issuer's delegation began is believed: clocks differ, and the issuer
+    /// dates its records itself.
+    pub(super) fn covers(&self, record: &Signed, site: SiteNumber, at: UnixTime) -> bool {
+        let Some(site) = self.sites.get(&site) else { return false };
+        let held = self.by_office.get(&(record.issuer, record.under)).map_or(&[][..], Vec::as_slice);
+        let covers = |number| held.iter().any(|d| d.authority == Authority::Registrar(number) && at <= d.not_after);
+        let serves = |r: &RegistrarView| {
+            !r.closed && r.delegation.not_before.plus(self.grace) < at && at <= r.delegation.not_after
+        };
+        covers(site.number) || (covers(site.founder) && !site.registrars.iter().any(serves))
+    }
 }
 
 pub(super) struct Judge<'a> {
@@ -56,7 +91,15 @@ impl<'a> Judge<'a> {
         let policy = self.policy();
         let grace = policy.as_ref().map_or_else(|| Document::default().grace(), |p| p.document.grace());
         let tombstones = self.tombstones();
-        let claims = self.claims(&sites, &registrars, &tombstones, grace);
+        let admitting = Admitting::new(&sites, &registrars, grace);
+        let claims = self.claims(&admitting, &sites, &registrars, &tombstones);
+        let founded = foundings::settle(&self.statements, &admitting, |founder, home| {
+            claims.get(founder).is_some_and(|claims| match home {
+                Home::Vdc => true,
+                Home::Site(site) => claims.iter().any(|c| c.member.site == site),
+            })
+        });
+        self.clashes.extend(founded.clashes);
         let newest = newest(&claims);
         let serials = serials(&self.statements, &claims, &tombstones, &sites, &registrars);
         let mut members = self.members(claims, &sites, &admins, &tombstones, &registrars, grace);
@@ -80,6 +123,9 @@ impl<'a> Judge<'a> {
             policy,
             blocks,
             tombstones,
+            names: BTreeMap::new(),
+            foundings: founded.effective,
+            founding_heads: founded.heads,
             newest,
             serials,
             clashes: self.clashes,
@@ -207,36 +253,17 @@ impl<'a> Judge<'a> {
     }
 
     /// Every covered claim by node.
-    ///
-    /// A registrar's delegation covers a member of its own site, dated no later than the delegation's end; and a member
-    /// of a site that its site founded, unless at the member's date that site had a registrar of its own: one that is
-    /// not closed, whose delegation had not ended, and had begun more than one grace period before (a founder beyond a
-    /// partition cannot know sooner). A record dated *before* its issuer's delegation began is believed: clocks differ,
-    /// and the issuer dates its records itself.
     fn claims(
         &self,
+        admitting: &Admitting<'_>,
         sites: &BTreeMap<SiteNumber, SiteView>,
         registrars: &[RegistrarView],
         tombstones: &[TombstoneView],
-        grace: Duration,
     ) -> BTreeMap<Key, Vec<Claim<'a>>> {
-        let mut by_office: BTreeMap<(Key, Office), Vec<&Delegation>> = BTreeMap::new();
-        for r in registrars {
-            by_office.entry((r.key, r.under)).or_default().push(&r.delegation);
-        }
         let mut claims: BTreeMap<Key, Vec<Claim<'a>>> = BTreeMap::new();
         for b in &self.statements {
             let Body::Member(member) = &b.record.body else { continue };
-            let Some(site) = sites.get(&member.site) else { continue };
-            let held = by_office.get(&(b.record.issuer, b.record.under)).map_or(&[][..], Vec::as_slice);
-            let covers = |number: SiteNumber| {
-                held.iter().any(|d| d.authority == Authority::Registrar(number) && member.not_before <= d.not_after)
-            };
-            let serves = |r: &RegistrarView| {
-                let began = r.delegation.not_before.plus(grace);
-                !r.closed && began < member.not_before && member.not_before <= r.delegation.not_after
-            };
-            if covers(member.site) || (covers(site.founder) && !site.registrars.iter().any(serves)) {
+            if admitting.covers(b.record, member.site, member.not_before) {
                 claims.entry(member.node).or_default().push(Claim { record: b.record, member, ended_by: None });
             }
         }

@@ -106,12 +106,17 @@ fn slot(record: &Signed, vdc: &VdcId) -> [u8; 16] {
         }
         Body::Tombstone(t) => (&t.subject.0, 0),
         Body::Block(b) => (&b.id.0, 0),
+        // Every founding is kept: whatever a thief signs with an issuer's key, even the same body with another signature,
+        // must not remove the record whose hash is a group's id.
+        Body::Founding(_) => return slot_of(&record.office(vdc), FOUNDING, &record.hash().0, 0),
     };
     slot_of(&record.office(vdc), kind_order(&record.body), subject, part)
 }
 
 /// In place of a kind: the slots of closings.
 const CLOSING: u8 = 200;
+/// Likewise, of foundings.
+const FOUNDING: u8 = 201;
 
 fn member_slot(office: &Office, node: &Key) -> [u8; 16] {
     slot_of(office, 5, &node.0, 0)
@@ -138,6 +143,7 @@ pub(super) fn serial(body: &Body) -> u64 {
         Body::Tombstone(t) => t.floor,
         Body::Block(b) => b.serial,
         Body::Policy(p) => p.version,
+        Body::Founding(f) => f.serial,
     }
 }
 

@@ -8,9 +8,9 @@
 //!
 //! # The lattice
 //! Each record stands on an [`Office`]: the chain of rights from the owners down to its issuer. Per office there is one
-//! *slot* for each `(kind, subject)`, which holds the record with the highest `(serial, hash)`. Slots only grow, and a
-//! record is admitted only if the slot that gives its issuer the right is filled; so a stored set always carries its own
-//! justification, and a union of two such sets does too.
+//! *slot* for each `(kind, subject)`, which holds the record with the highest `(serial, hash)`; of closings and of
+//! foundings each has a slot of its own. Slots only grow, and a record is admitted only if the slot that gives its issuer
+//! the right is filled; so a stored set always carries its own justification, and a union of two such sets does too.
 //!
 //! One thing removes: a *closing* (tombstone with an estate) signed by the owners' threshold. From then on the subject's
 //! contribution is **exactly** the estate embedded in the closing; with several closings, the intersection by hash. Since
@@ -26,6 +26,7 @@
 
 mod authority;
 mod belief;
+mod foundings;
 mod judge;
 mod merge;
 mod recovery;
@@ -44,6 +45,7 @@ use crate::record::{Body, Genesis};
 use crate::{Hash, Key, Office, Signed, UnixTime, VdcId};
 
 pub use authority::{Powers, Rank};
+pub use foundings::FoundingView;
 pub use merge::Verifier;
 pub use view::{
     AdminView, BlockView, Clash, FindError, MemberRecords, MemberView, PolicyView, RegistrarView, SiteView, Standing,
@@ -346,5 +348,6 @@ fn kind_order(body: &Body) -> u8 {
         Body::Block(_) => 7,
         Body::Contact(_) => 8,
         Body::Exposure(_) => 9,
+        Body::Founding(_) => 10,
     }
 }

@@ -762,7 +762,7 @@ fn rank(record: &Signed) -> u8 {
         Body::Site(_) => 4,
         Body::Member(_) => 5,
         Body::Grant(_) => 6,
-        Body::Policy(_) => 7,
+        Body::Policy(_) | Body::Founding(_) => 7,
         Body::Contact(_) | Body::Exposure(_) => 8,
     }
 }

@@ -6,7 +6,7 @@
 //!
 //! - One voter for 1 or 2 nodes, three from 3 nodes on, five from 5 nodes on; where there are several sites, three voters, or
 //!   five from 5 sites on, spread over the sites. Two sites give 2 + 1, or one each and a witness at a third.
-//! - A silent voter is replaced after [`DEAD_MS`], by a learner that answers and has caught up; without one it stays, as its
+//! - A voter that is [`Seen::Dead`] is replaced by a learner that answers and has caught up; without one it stays, as its
 //!   return is what the group waits for. Whoever is no longer a candidate goes at once.
 //! - Nothing is changed while a majority does not answer, nor if a majority would not answer afterwards.
 //! - An even number of voters survives no more than one fewer, so groups pass through it and do not rest there.
@@ -21,10 +21,6 @@ mod tests;
 
 pub use redundancy::{Redundancy, redundancy};
 
-/// After how long a voter that does not answer is replaced, in milliseconds.
-pub const DEAD_MS: u64 = 600_000;
-/// How long a node must have answered before it becomes a voter, in milliseconds.
-pub const STEADY_MS: u64 = 60_000;
 /// Learners of one group; the leader sends everything to each of them.
 pub const LEARNERS_MAX: usize = 32;
 
@@ -37,11 +33,17 @@ pub enum GroupKind {
     Vdc,
 }
 
-/// Whether the leader hears from a node, and for how long that has been so.
+/// How the leader hears from a node. How long is long is for the caller to say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Seen {
-    Answers { for_ms: u64 },
-    Silent { for_ms: u64 },
+    /// It has answered for long enough to become a voter.
+    Steady,
+    /// It answers, not for long yet.
+    Fresh,
+    /// It does not answer, and may come back.
+    Silent,
+    /// It has been silent for so long that it is replaced.
+    Dead,
 }
 
 /// A node that may serve a group.
@@ -85,15 +87,15 @@ pub enum Step {
 
 impl Candidate {
     fn answers(&self) -> bool {
-        matches!(self.seen, Seen::Answers { .. })
+        matches!(self.seen, Seen::Steady | Seen::Fresh)
     }
 
     fn is_dead(&self) -> bool {
-        matches!(self.seen, Seen::Silent { for_ms } if for_ms >= DEAD_MS)
+        self.seen == Seen::Dead
     }
 
     fn is_steady(&self) -> bool {
-        matches!(self.seen, Seen::Answers { for_ms } if for_ms >= STEADY_MS)
+        self.seen == Seen::Steady
     }
 }
 

@@ -4,10 +4,6 @@ use proptest::prelude::*;
 
 use super::*;
 
-const LONG: Seen = Seen::Answers { for_ms: STEADY_MS };
-const SHORT: Seen = Seen::Answers { for_ms: STEADY_MS - 1 };
-const HUSHED: Seen = Seen::Silent { for_ms: DEAD_MS - 1 };
-const DEAD: Seen = Seen::Silent { for_ms: DEAD_MS };
 
 fn key(number: u8) -> Key {
     Key([number; 32])
@@ -15,7 +11,7 @@ fn key(number: u8) -> Key {
 
 /// A node that could vote at once.
 fn node(number: u8, site: u16) -> Candidate {
-    Candidate { key: key(number), site: SiteNumber(site), seen: LONG, witness: false, caught_up: true }
+    Candidate { key: key(number), site: SiteNumber(site), seen: Seen::Steady, witness: false, caught_up: true }
 }
 
 fn seen(number: u8, site: u16, seen: Seen) -> Candidate {
@@ -159,15 +155,15 @@ fn vdc_of_5_sites_has_5_voters() {
 fn silent_voter_is_replaced_after_10_minutes_and_not_before() {
     let membership = members(&[1, 2, 3], &[4]);
     let nodes = |of_3| [node(1, 1), node(2, 1), seen(3, 1, of_3), node(4, 1)];
-    assert_eq!(plan(GroupKind::Site, &nodes(HUSHED), &membership), None);
+    assert_eq!(plan(GroupKind::Site, &nodes(Seen::Silent), &membership), None);
     let replaced = Some(Step::Replace { out: key(3), into: key(4) });
-    assert_eq!(plan(GroupKind::Site, &nodes(DEAD), &membership), replaced);
+    assert_eq!(plan(GroupKind::Site, &nodes(Seen::Dead), &membership), replaced);
 }
 
 #[test]
 fn dead_voter_without_a_replacement_stays() {
     let membership = members(&[1, 2, 3], &[]);
-    let nodes = [node(1, 1), node(2, 1), seen(3, 1, DEAD)];
+    let nodes = [node(1, 1), node(2, 1), seen(3, 1, Seen::Dead)];
     assert_eq!(plan(GroupKind::Site, &nodes, &membership), None);
     let said = "none may fail now: 2 of 3 voters answer and 2 are needed; \
                 below the table: of 3 nodes, 3 should vote and answer";
@@ -177,8 +173,8 @@ fn dead_voter_without_a_replacement_stays() {
 #[test]
 fn dead_voter_is_not_replaced_by_one_that_is_behind_or_unsteady_or_silent() {
     let membership = members(&[1, 2, 3], &[4]);
-    for fourth in [Candidate { caught_up: false, ..node(4, 1) }, seen(4, 1, SHORT), seen(4, 1, HUSHED)] {
-        let nodes = [node(1, 1), node(2, 1), seen(3, 1, DEAD), fourth];
+    for fourth in [Candidate { caught_up: false, ..node(4, 1) }, seen(4, 1, Seen::Fresh), seen(4, 1, Seen::Silent)] {
+        let nodes = [node(1, 1), node(2, 1), seen(3, 1, Seen::Dead), fourth];
         assert_eq!(plan(GroupKind::Site, &nodes, &membership), None, "{fourth:?}");
     }
 }
@@ -186,7 +182,7 @@ fn dead_voter_is_not_replaced_by_one_that_is_behind_or_unsteady_or_silent() {
 #[test]
 fn nothing_changes_without_a_majority() {
     let membership = members(&[1, 2, 3], &[4]);
-    let nodes = [node(1, 1), seen(2, 1, DEAD), seen(3, 1, DEAD), node(4, 1), node(5, 1)];
+    let nodes = [node(1, 1), seen(2, 1, Seen::Dead), seen(3, 1, Seen::Dead), node(4, 1), node(5, 1)];
     assert_eq!(plan(GroupKind::Site, &nodes, &membership), None);
     let said = "stands still: 1 of 3 voters answer and 2 are needed; if the others are lost for good, \
                 see `meshctl coord recover`; below the table: of 5 nodes, 5 should vote and answer";
@@ -197,7 +193,7 @@ fn nothing_changes_without_a_majority() {
 fn nothing_changes_beside_another_change() {
     let mut membership = members(&[1, 2, 3], &[4]);
     membership.changing = true;
-    let nodes = [node(1, 1), node(2, 1), seen(3, 1, DEAD), node(4, 1)];
+    let nodes = [node(1, 1), node(2, 1), seen(3, 1, Seen::Dead), node(4, 1)];
     assert_eq!(plan(GroupKind::Site, &nodes, &membership), None);
 }
 
@@ -223,23 +219,23 @@ fn group_whose_third_node_leaves_goes_back_to_1_voter() {
 fn group_does_not_rest_at_an_even_number_of_voters() {
     // The third never came up: one voter is better than two.
     let nodes = |of_3| [node(1, 1), node(2, 1), seen(3, 1, of_3)];
-    assert_eq!(plan(GroupKind::Site, &nodes(HUSHED), &members(&[1, 2], &[3])), None, "it may come back");
+    assert_eq!(plan(GroupKind::Site, &nodes(Seen::Silent), &members(&[1, 2], &[3])), None, "it may come back");
     let back = Some(Step::RemoveVoter(key(2)));
-    assert_eq!(plan(GroupKind::Site, &nodes(DEAD), &members(&[1, 2], &[3])), back);
-    assert_eq!(plan(GroupKind::Site, &nodes(DEAD), &members(&[1], &[2, 3])), None, "and it does not begin");
+    assert_eq!(plan(GroupKind::Site, &nodes(Seen::Dead), &members(&[1, 2], &[3])), back);
+    assert_eq!(plan(GroupKind::Site, &nodes(Seen::Dead), &members(&[1], &[2, 3])), None, "and it does not begin");
 }
 
 #[test]
 fn dark_site_gives_its_seat_away_and_gets_it_back() {
     let nodes = |of_c| [node(1, 1), node(2, 1), node(3, 2), node(4, 2), seen(5, 3, of_c)];
     let mut membership = members(&[1, 3, 5], &[2, 4]);
-    assert_eq!(settle(GroupKind::Vdc, &nodes(HUSHED), &mut membership), [1, 3, 5]);
-    assert_eq!(settle(GroupKind::Vdc, &nodes(DEAD), &mut membership), [1, 2, 3]);
+    assert_eq!(settle(GroupKind::Vdc, &nodes(Seen::Silent), &mut membership), [1, 3, 5]);
+    assert_eq!(settle(GroupKind::Vdc, &nodes(Seen::Dead), &mut membership), [1, 2, 3]);
     let said = "any one of 3 may fail now; every site but site 1 may go dark; \
                 below the table: of 5 nodes, 3 should vote and answer";
-    assert_eq!(words(GroupKind::Vdc, &nodes(DEAD), &membership), said);
-    assert_eq!(settle(GroupKind::Vdc, &nodes(SHORT), &mut membership), [1, 2, 3], "it must stay up for a while");
-    assert_eq!(settle(GroupKind::Vdc, &nodes(LONG), &mut membership), [1, 3, 5]);
+    assert_eq!(words(GroupKind::Vdc, &nodes(Seen::Dead), &membership), said);
+    assert_eq!(settle(GroupKind::Vdc, &nodes(Seen::Fresh), &mut membership), [1, 2, 3], "it must stay up for a while");
+    assert_eq!(settle(GroupKind::Vdc, &nodes(Seen::Steady), &mut membership), [1, 3, 5]);
 }
 
 #[test]
@@ -258,7 +254,7 @@ fn learners_are_bounded_and_every_site_has_one() {
 
 #[test]
 fn silent_one_of_5_is_told() {
-    let nodes = [node(1, 1), node(2, 1), node(3, 1), node(4, 1), seen(5, 1, HUSHED)];
+    let nodes = [node(1, 1), node(2, 1), node(3, 1), node(4, 1), seen(5, 1, Seen::Silent)];
     let said = "any one of the 4 that answer may fail now; silent: 1 of 5; \
                 below the table: of 5 nodes, 5 should vote and answer";
     assert_eq!(words(GroupKind::Site, &nodes, &members(&[1, 2, 3, 4, 5], &[])), said);
@@ -275,7 +271,7 @@ enum Happening {
 
 fn happening() -> impl Strategy<Value = Happening> {
     let number = 1..12_u8;
-    let states = prop_oneof![3 => Just(LONG), 1 => Just(SHORT), 1 => Just(HUSHED), 2 => Just(DEAD)];
+    let states = prop_oneof![3 => Just(Seen::Steady), 1 => Just(Seen::Fresh), 1 => Just(Seen::Silent), 2 => Just(Seen::Dead)];
     prop_oneof![
         4 => (number.clone(), 1..5_u16, prop::bool::weighted(0.1))
             .prop_map(|(number, site, witness)| Happening::Joins { number, site, witness }),
@@ -343,7 +339,7 @@ proptest! {
                 candidates.push(Candidate { key: voter, ..node(1, 1) });
             }
         }
-        candidates.iter_mut().for_each(|c| (c.seen, c.caught_up) = (LONG, true));
+        candidates.iter_mut().for_each(|c| (c.seen, c.caught_up) = (Seen::Steady, true));
         settle(kind, &candidates, &mut membership);
         prop_assert_eq!(membership.voters.len(), seats(kind, &candidates));
         let all = membership.voters.len() + membership.learners.len();
