@@ -1,5 +1,6 @@
 //! The driver of coordination groups: `vdc-coord`'s store, replicated by openraft.
 mod client;
+mod door;
 pub mod env;
 pub mod frames;
 mod group;

@@ -242,3 +242,29 @@ fn seed_says_all() {
     let once = || run(7, scenario(7, Defect::None)).1;
     assert_eq!(once(), once(), "two runs of one seed differ");
 }
+
+/// Two of four change places as voters while a third is away; then those leave who know of it, but for the new one.
+async fn stranger_is_needed(seed: u64) -> Result<(), String> {
+    let lab = Lab::start(seed, 4).await?;
+    let keys = lab.keys();
+    let [one, two, three, four] = keys[..] else { return Err("there are four".into()) };
+    lab.have_vote(&[one, two, three]).await?;
+    lab.forget(four).await?;
+    lab.want(2, false);
+    lab.have_vote(&[one, three, four]).await.expect_err("it is no member");
+    lab.learn(four).await?;
+    lab.have_vote(&[one, three, four]).await?;
+    lab.want(0, false);
+    lab.want(1, false);
+    lab.want(2, true);
+    // The third has never heard of the fourth, and they are the majority.
+    Work::new(0).end(&lab, 1).await.map(drop)
+}
+
+#[test]
+fn member_that_was_away_votes_for_one_it_does_not_know() {
+    for seed in 0..5 {
+        let (done, _) = run(seed, stranger_is_needed(seed));
+        assert_eq!(done, Ok(()), "seed {seed}");
+    }
+}

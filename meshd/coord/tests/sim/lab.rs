@@ -52,19 +52,34 @@ impl Lab {
     /// Makes every node a member and a voter.
     pub(crate) async fn have_all_vote(&self) -> Result<(), String> {
         for node in self.keys() {
-            self.change(move |group| async move {
-                let standing = group.standing().map_err(|error| Trouble::Unavailable { why: error.to_string() })?;
-                if standing.voters.contains(&node) || standing.learners.contains(&node) {
-                    return Ok(());
-                }
-                group.add_learner(node).await
-            })
-            .await?;
+            self.learn(node).await?;
         }
-        let keys = self.keys();
+        self.have_vote(&self.keys()).await
+    }
+
+    /// Makes a node a member, if it is none.
+    pub(crate) async fn learn(&self, node: Key) -> Result<(), String> {
+        self.change(move |group| async move {
+            let standing = group.standing().map_err(|error| Trouble::Unavailable { why: error.to_string() })?;
+            if standing.voters.contains(&node) || standing.learners.contains(&node) {
+                return Ok(());
+            }
+            group.add_learner(node).await
+        })
+        .await
+    }
+
+    /// Has a node that does not vote be a member no more.
+    pub(crate) async fn forget(&self, node: Key) -> Result<(), String> {
+        self.change(move |group| async move { group.remove_learner(node).await }).await
+    }
+
+    /// Has these vote, and no others.
+    pub(crate) async fn have_vote(&self, voters: &[Key]) -> Result<(), String> {
+        let voters = voters.to_vec();
         self.change(move |group| {
-            let keys = keys.clone();
-            async move { group.set_voters(&keys).await }
+            let voters = voters.clone();
+            async move { group.set_voters(&voters).await }
         })
         .await
     }
