@@ -104,7 +104,14 @@ impl<E: Env> Client<E> {
 
     fn tries(&self, limit: Duration) -> Tries<E> {
         let deadline = Instant::<E>::now() + limit;
-        Tries { deadline, pause: PAUSE_MIN, next: 0, last: "there is no member".into(), maybe_done: false, forbidden: None }
+        Tries {
+            deadline,
+            pause: PAUSE_MIN,
+            next: 0,
+            last: "there is no member".into(),
+            maybe_done: false,
+            forbidden: None,
+        }
     }
 
     /// The one to be asked: the leader where it is known, else the members by turns.
