@@ -2,6 +2,7 @@
 
 mod attach;
 mod backend;
+mod coord_backend;
 mod metrics;
 mod pinging;
 mod remote;

@@ -8,6 +8,7 @@
 mod cache;
 mod clock;
 mod config;
+mod coord;
 mod daemon;
 mod data_plane;
 mod dns_hub;

@@ -18,6 +18,11 @@ impl TaskSet {
         Self { token, tasks: JoinSet::new() }
     }
 
+    /// What says that the set shuts down.
+    pub(crate) fn token(&self) -> CancellationToken {
+        self.token.clone()
+    }
+
     /// Starts `future`; it is dropped at its next await when the set shuts down.
     pub(crate) fn spawn(&mut self, name: &'static str, future: impl Future<Output = ()> + Send + 'static) {
         let token = self.token.clone();

@@ -82,6 +82,17 @@ impl Context<'_> {
         )
     }
 
+    /// `the VDC`, or `site NAME`.
+    pub(crate) fn home_words(&self, home: Home) -> String {
+        match home {
+            Home::Vdc => "the VDC".to_owned(),
+            Home::Site(number) => match self.view.sites.get(&number) {
+                Some(site) => format!("site {}", site.name),
+                None => format!("site {}", number.0),
+            },
+        }
+    }
+
     pub(crate) fn addresses(&self, member: &MemberView) -> api::Addresses {
         api::Addresses {
             ipv6: member.prefix.address(HOST).to_string(),
@@ -382,23 +393,8 @@ impl Context<'_> {
                 format!("two different policies of version {version} exist; sign a new one to settle it")
             }
             Clash::Founding { home, group, founder, other, other_founder, .. } => {
-                let home = match home {
-                    Home::Vdc => "the VDC".to_owned(),
-                    Home::Site(number) => format!("site {}", site_name(number)),
-                };
                 let (keeps, loses) = (self.name_of(founder), self.name_of(other_founder));
-                let (group, other) = (group.short(), other.short());
-                if founder == other_founder {
-                    format!(
-                        "{keeps} was told twice to found the group of {home}: {group} counts, {other} has the lower hash \
-                         and must not serve"
-                    )
-                } else {
-                    format!(
-                        "two nodes were told to found the group of {home}: that of {keeps} counts ({group}), that of \
-                         {loses} has the lower hash and must not serve ({other})"
-                    )
-                }
+                told_to_found(&self.home_words(*home), (&keeps, group), (&loses, other))
             }
         }
     }
@@ -562,6 +558,22 @@ pub(crate) fn port_text(range: &PortRange) -> String {
     api::PortSpec { transport, first: range.first, last: range.last }.to_string()
 }
 
+/// Says of two foundings with one serial which one counts: each is a founder and its group.
+fn told_to_found(home: &str, (keeps, group): (&str, &Hash), (loses, other): (&str, &Hash)) -> String {
+    let (group, other) = (group.short(), other.short());
+    if keeps == loses {
+        format!(
+            "{keeps} was told twice to found the group of {home}: group {group} counts, because its hash is higher; \
+             {other} must not serve"
+        )
+    } else {
+        format!(
+            "two nodes were told to found the group of {home}: that of {keeps} counts ({group}), because its hash is \
+             higher; that of {loses} must not serve ({other})"
+        )
+    }
+}
+
 /// The inverse of [`port_text`].
 pub(crate) fn port_range(spec: api::PortSpec) -> PortRange {
     let protocol = match spec.transport {
@@ -584,5 +596,24 @@ pub(crate) fn contact_text(address: &ContactAddress) -> String {
     match address {
         ContactAddress::Ip(ip, port) => SocketAddr::new(*ip, *port).to_string(),
         ContactAddress::Dns(name, port) => format!("{name}:{port}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn two_foundings_of_one_home_are_told_apart_in_words() {
+        let (nine, four) = (Hash([9; 32]), Hash([4; 32]));
+        let text = told_to_found("site berlin", ("berlin1.berlin", &nine), ("berlin2.berlin", &four));
+        let expected = "two nodes were told to found the group of site berlin: that of berlin1.berlin counts \
+                        (0909090909090909), because its hash is higher; that of berlin2.berlin must not serve \
+                        (0404040404040404)";
+        assert_eq!(text, expected);
+        let text = told_to_found("the VDC", ("paris1.paris", &nine), ("paris1.paris", &four));
+        let expected = "paris1.paris was told twice to found the group of the VDC: group 0909090909090909 counts, \
+                        because its hash is higher; 0404040404040404 must not serve";
+        assert_eq!(text, expected);
     }
 }

@@ -340,6 +340,12 @@ impl<E: Env> Client<E> {
         }
     }
 
+    /// Whether a node answers at all, serving the group or not.
+    pub async fn is_up(&self, node: Key, limit: Duration) -> bool {
+        let asked = E::Runtime::timeout(limit, self.0.node.ask(node, self.0.group, Ask::Status, limit)).await;
+        matches!(asked, Ok(Ok(_) | Err(Unanswered::Trouble(_))))
+    }
+
     /// How one node stands to the group.
     ///
     /// # Errors

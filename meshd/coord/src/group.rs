@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::io;
+use std::ops::ControlFlow;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -17,13 +18,13 @@ use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use vdc::{Hash, Key};
 use vdc_coord::limits::{ENTRY_BYTES_MAX, REQUEST_BYTES_MAX};
-use vdc_coord::{Answer, Entry, Refusal, Request, Revision};
+use vdc_coord::{Answer, Entry, Reader, Refusal, Request, Revision, Row, Rows as _, Summary, Table};
 
-use crate::env::{Disk as _, Env};
+use crate::env::{Disk as _, Env, sound};
 use crate::incoming::Incoming;
 use crate::log::LogStore;
 use crate::network::Network;
-use crate::state::{CHANGES_BYTES, StateStore};
+use crate::state::{CHANGES_BYTES, Checkpoint, StateStore};
 use crate::succession::{log_file, state_file};
 use crate::types::{EntryExt as _, Packed, PlaceExt as _, Types, VoteExt as _};
 use vdc_coord::wire::{Appended, Ask, Ballot, Place, Reply, SnapshotForm, Standing, Trouble, VoteForm};
@@ -88,6 +89,43 @@ impl GroupSettings {
     pub const ENTRIES_PER_CHECKPOINT: u64 = 2_000;
 }
 
+/// The rows of a group at one revision.
+#[derive(Debug)]
+pub struct Copy(Arc<Checkpoint>);
+
+impl Copy {
+    /// Where it stands.
+    ///
+    /// # Errors
+    /// Those of the disk.
+    pub fn summary(&self) -> io::Result<Summary> {
+        sound(|| Reader(&*self.0).summary())
+    }
+
+    /// Visits keys and values behind a key, about `bytes_max` of them. Says whether there are more.
+    ///
+    /// # Errors
+    /// Those of the disk.
+    pub fn rows(&self, behind: &[u8], bytes_max: usize, visit: &mut dyn FnMut(&[u8], &[u8])) -> io::Result<bool> {
+        let from = if behind.is_empty() { vec![] } else { [behind, b"\0"].concat() };
+        let mut bytes = 0;
+        sound(|| {
+            let mut more = false;
+            self.0.scan(Table::Rows, &from, &[], &mut |key, row| {
+                more = bytes >= bytes_max;
+                if more {
+                    return ControlFlow::Break(());
+                }
+                let row: Row = minicbor::decode(row).expect("rows hold what the machine wrote");
+                bytes += key.len() + row.value.len();
+                visit(key, &row.value);
+                ControlFlow::Continue(())
+            })?;
+            Ok(more)
+        })
+    }
+}
+
 /// A node that follows a leader.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Follower {
@@ -129,6 +167,8 @@ struct Inner<E: Env> {
     reads: mpsc::Sender<Confirmation>,
     incoming: tokio::sync::Mutex<Option<Incoming>>,
     clock: Clock<E>,
+    /// Where the log ends.
+    last: Box<dyn Fn() -> Option<Place> + Send + Sync>,
 }
 
 /// One group on this node. Cheap to clone.
@@ -190,6 +230,7 @@ impl<E: Env> Group<E> {
         let disk = env.disk().clone();
         env.disk().run(move || disk.remove(&stale)).await.map_err(GroupError::Files)?;
         let log = LogStore::open(env.clone(), log_file(&settings.files)).await.map_err(GroupError::Files)?;
+        let last = log.last();
         let state = StateStore::open(env.clone(), state_file(&settings.files)).await.map_err(GroupError::Files)?;
         let config = config(&settings).validate().map_err(|error| GroupError::Raft(error.to_string()))?;
         let network = Network { env: env.clone(), group: settings.id };
@@ -212,6 +253,7 @@ impl<E: Env> Group<E> {
             room: Arc::new(Semaphore::new(WAITING_BYTES)),
             reads,
             incoming: tokio::sync::Mutex::new(None),
+            last,
             clock: Arc::clone(&clock),
         }));
         drop(E::Runtime::spawn(propose::<E>(raft.clone(), state.clone(), clock, proposed)));
@@ -250,12 +292,14 @@ impl<E: Env> Group<E> {
     pub fn standing(&self) -> io::Result<Standing> {
         let metrics = self.metrics();
         let membership = metrics.membership_config.membership();
+        let last = (self.0.last)();
         Ok(Standing {
             leader: metrics.current_leader,
             term: metrics.current_term,
             voters: membership.voter_ids().collect(),
             learners: membership.learner_ids().collect(),
-            last_index: metrics.last_log_index.unwrap_or(0),
+            last_index: last.map_or(0, |place| place.index),
+            last_term: last.map_or(0, |place| place.term),
             applied_index: metrics.last_applied.map_or(0, |id| id.index),
             summary: self.0.state.summary()?,
         })
@@ -314,6 +358,24 @@ impl<E: Env> Group<E> {
     pub async fn remove_learner(&self, node: Key) -> Result<(), Trouble> {
         let change = openraft::ChangeMembers::RemoveNodes(std::collections::BTreeSet::from([node]));
         self.0.raft.change_membership(change, false).await.map(drop).map_err(changing::<E>)
+    }
+
+    /// Waits until a revision is here.
+    ///
+    /// # Errors
+    /// If the group is closed meanwhile.
+    pub async fn wait_revision(&self, revision: Revision) -> io::Result<()> {
+        let mut revisions = self.0.state.revisions();
+        let waited = revisions.wait_for(|here| *here >= revision).await;
+        waited.map(drop).map_err(io::Error::other)
+    }
+
+    /// All that is here, as it is now, for as long as the copy is kept.
+    ///
+    /// # Errors
+    /// Those of the disk.
+    pub async fn copy(&self) -> io::Result<Copy> {
+        self.0.state.checkpoint().await.map(Copy)
     }
 
     /// Proposes a request and waits for what it did.

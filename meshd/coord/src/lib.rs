@@ -14,6 +14,6 @@ pub mod succession;
 mod types;
 
 pub use client::{Client, ClientError, Watch};
-pub use group::{Follower, Group, GroupError, GroupSettings, Timing};
+pub use group::{Copy, Follower, Group, GroupError, GroupSettings, Timing};
 pub use node::Node;
 pub use vdc_coord::wire::{FRAME_BYTES_MAX, Standing, Trouble};

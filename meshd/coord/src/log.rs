@@ -147,6 +147,12 @@ impl<E: Env> LogStore<E> {
         Ok(store)
     }
 
+    /// Tells where the log ends, without holding on to its file.
+    pub(crate) fn last(&self) -> Box<dyn Fn() -> Option<Place> + Send + Sync> {
+        let inner = Arc::downgrade(&self.inner);
+        Box::new(move || inner.upgrade().and_then(|inner| inner.lock().last))
+    }
+
     /// Waits until nothing is being written any more.
     pub(crate) async fn close(self) {
         let inner = Arc::downgrade(&self.inner);

@@ -39,8 +39,17 @@ pub struct Holding {
 /// # Errors
 /// Those of the disk.
 pub async fn exists<E: Env>(env: &E, files: &str) -> io::Result<bool> {
-    let (disk, name) = (env.disk().clone(), state_file(files));
-    env.disk().run(move || disk.exists(&name)).await
+    let (disk, names) = (env.disk().clone(), [state_file(files), log_file(files)]);
+    env.disk()
+        .run(move || {
+            for name in names {
+                if !disk.exists(&name)? {
+                    return Ok(false);
+                }
+            }
+            Ok(true)
+        })
+        .await
 }
 
 /// Removes the files of a group, if there are any.

@@ -13,7 +13,7 @@ use tokio::sync::watch;
 use vdc::record::Home;
 use vdc::roster::{Clash, View};
 use vdc::{Key, Name, SiteNumber};
-use vdc_coord::{Compare, Condition, Op, Transaction};
+use vdc_coord::{Compare, Condition, Op, Revision, Transaction};
 
 use super::{Client, Coord};
 
@@ -49,12 +49,15 @@ pub(super) async fn run(coord: Coord, claims: watch::Sender<Arc<Claims>>) {
     loop {
         let view = Arc::clone(&views.borrow_and_update());
         let mut known = Claims::default();
+        let mut seen = vec![];
         for home in coord.homes_of_names(&view) {
             match names_of(&coord, home).await {
-                Ok(names) => {
+                Ok((names, revision)) => {
                     let changed = settle(&coord, &view, home, &names).await;
-                    let names = if changed { names_of(&coord, home).await.unwrap_or(names) } else { names };
+                    let again = if changed { names_of(&coord, home).await.ok() } else { None };
+                    let (names, revision) = again.unwrap_or((names, revision));
                     known.insert(home, names);
+                    seen.push((home, revision));
                 }
                 Err(error) => {
                     tracing::debug!(?home, %error, "names cannot be read");
@@ -91,7 +94,7 @@ pub(super) async fn run(coord: Coord, claims: watch::Sender<Arc<Claims>>) {
                 }
                 tokio::time::sleep(SOON).await;
             }
-            () = coord.names_changed() => {}
+            () = changed(&coord, &seen) => {}
             () = tokio::time::sleep(AGAIN) => {}
         }
     }
@@ -110,7 +113,7 @@ fn contested_elsewhere(view: &View, own: Option<SiteNumber>) -> BTreeMap<SiteNum
     contested
 }
 
-async fn names_of(coord: &Coord, home: Home) -> Result<BTreeMap<Name, Key>, ClientError> {
+async fn names_of(coord: &Coord, home: Home) -> Result<(BTreeMap<Name, Key>, Revision), ClientError> {
     let client = coord.client(home)?;
     let mut names = BTreeMap::new();
     let (mut from, mut at) = (PREFIX.to_vec(), None);
@@ -126,9 +129,22 @@ async fn names_of(coord: &Coord, home: Home) -> Result<BTreeMap<Name, Key>, Clie
                 from = [last.as_slice(), b"\0"].concat();
                 at = Some(page.revision);
             }
-            _ => return Ok(names),
+            _ => return Ok((names, page.revision)),
         }
     }
+}
+
+/// Waits until a name changes in one of these homes, of which is known what was there at a revision.
+async fn changed(coord: &Coord, seen: &[(Home, Revision)]) {
+    let watches = seen.iter().filter_map(|(home, revision)| {
+        let mut watch = coord.client(*home).ok()?.watch(PREFIX, END, Revision(revision.0 + 1));
+        Some(Box::pin(async move { watch.next().await }))
+    });
+    let watches: Vec<_> = watches.collect();
+    if watches.is_empty() {
+        return std::future::pending().await;
+    }
+    let _what = futures::future::select_all(watches).await; // it is all read again
 }
 
 async fn holder(coord: &Coord, home: Home, name: &Name) -> Result<Option<Key>, ClientError> {

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
+use futures::future::BoxFuture;
 use meshd_control::{Control, ControlConfig, HelloSource, ListenError};
 use meshd_firewall::Firewall;
 use meshd_state::VdcDir;
@@ -17,9 +19,11 @@ use vdc_api::{ApiError, ErrorCode};
 use super::{Daemon, SHUTDOWN_DEADLINE, Served, VDCS_MAX};
 use crate::cache::{PATHS_FILE, Places};
 use crate::clock::system_time;
+use crate::coord;
 use crate::data_plane::{Attached, DataPlane, Network};
 use crate::error::system;
 use crate::infra;
+use crate::infra::groups::GroupLines;
 use crate::infra::remote::Guests;
 use crate::tasks::TaskSet;
 use crate::vdc_core::{self, CoreHandle, Start};
@@ -97,23 +101,20 @@ impl Daemon {
         let infra_operators = vdc_core::no_members();
         let infra_tls = infra::tls(&loaded.secrets.node, Arc::clone(&infra_members));
         let bound = bind_infra(&data, infra_address).await;
-        match bound {
-            Ok(listener) => {
-                let guests = self.api.get().map(|api| Guests {
-                    api: api.clone(),
-                    vdc: alias.clone(),
-                    members: Arc::clone(&infra_members),
-                    operators: Arc::clone(&infra_operators),
-                    accepts: self.shared.config.remote.accept_operators,
-                });
-                tasks.spawn("infra", infra::serve(listener, infra_tls.clone(), hello, guests));
-            }
-            Err(error) => tracing::error!(vdc = %alias, %error, "the infra plane does not listen"),
-        }
         let namespace = data.namespace();
         let (network, network_config) = data.network();
         let (node, site) = (member.name.clone(), member.site_name.clone());
         let (data_handle, vdc_id) = (data.handle(), view.vdc);
+        let coordination = dir.coordination();
+        let server_tls = infra_tls.clone();
+        let members = Arc::clone(&infra_members);
+        let guests = self.api.get().map(|api| Guests {
+            api: api.clone(),
+            vdc: alias.clone(),
+            members: Arc::clone(&infra_members),
+            operators: Arc::clone(&infra_operators),
+            accepts: self.shared.config.remote.accept_operators,
+        });
         let start = Start {
             dir,
             shared: self.shared.clone(),
@@ -131,6 +132,25 @@ impl Daemon {
         };
         let (handle, task) = vdc_core::run(start, token.clone());
         tasks.spawn_draining("vdc", task);
+        let settings = self.shared.config.coordination.clone();
+        let groups = match coord::start(&mut tasks, &handle, own, coordination, settings) {
+            Ok(coord) => {
+                handle.set_coord(coord.clone());
+                let answer = move |from, frame| -> BoxFuture<'static, Bytes> {
+                    let coord = coord.clone();
+                    Box::pin(async move { coord.answer(from, frame).await })
+                };
+                Some(GroupLines::new(members, Arc::new(answer)))
+            }
+            Err(error) => {
+                tracing::error!(vdc = %alias, %error, "coordination groups are not served");
+                None
+            }
+        };
+        match bound {
+            Ok(listener) => tasks.spawn("infra", infra::serve(listener, server_tls, hello, guests, groups)),
+            Err(error) => tracing::error!(vdc = %alias, %error, "the infra plane does not listen"),
+        }
         let served = Served { handle: handle.clone(), tasks, data: data_handle, vdc: vdc_id, slot };
         let (name, core) = (alias.clone(), handle.clone());
         let facts = VdcFacts { vdc: vdc_id, alias: name, node, site, network, config: network_config, core };

@@ -2,9 +2,10 @@
 //!
 //! It lives at `::0` of each node's /96, in the VDC's namespace, at one fixed port, and no workload can reach it. Today it
 //! answers one question, the peer's `Hello`: its release and its clock, asked over the data plane and so also a proof
-//! that the tunnel carries more than pings. And it carries the node's API to those who may use it ([`remote`]). Later rooms
-//! (coordination, storage) add theirs.
+//! that the tunnel carries more than pings. It carries the node's API to those who may use it ([`remote`]), and what
+//! coordination groups say ([`groups`]). Later rooms (storage) add theirs.
 
+pub(crate) mod groups;
 pub(crate) mod remote;
 mod tls;
 
@@ -58,6 +59,7 @@ pub(crate) async fn serve(
     tls: InfraTls,
     hello: Arc<dyn Fn() -> Hello + Send + Sync>,
     guests: Option<remote::Guests>,
+    groups: Option<groups::GroupLines>,
 ) {
     let acceptor = TlsAcceptor::from(tls.server());
     let permits = Arc::new(Semaphore::new(CONNECTIONS_MAX));
@@ -73,20 +75,30 @@ pub(crate) async fn serve(
                 continue;
             }
         };
-        let (acceptor, hello, guests) = (acceptor.clone(), Arc::clone(&hello), guests.clone());
+        let (acceptor, hello) = (acceptor.clone(), Arc::clone(&hello));
+        let (guests, groups) = (guests.clone(), groups.clone());
         connections.spawn(async move {
-            let _permit = permit;
             let accepted = tokio::time::timeout(DEADLINE, acceptor.accept(stream)).await;
             let mut stream = match accepted {
                 Ok(Ok(stream)) => stream,
                 Ok(Err(error)) => return tracing::debug!(%error, "an infra connection was refused"),
                 Err(_) => return,
             };
-            if stream.get_ref().1.alpn_protocol() == Some(tls::API_PROTOCOL) {
-                if let Some(guests) = guests {
-                    guests.serve(stream).await;
+            match (stream.get_ref().1.alpn_protocol(), guests, groups) {
+                (Some(tls::API_PROTOCOL), guests, _) => {
+                    if let Some(guests) = guests {
+                        guests.serve(stream).await;
+                    }
+                    return;
                 }
-                return;
+                (Some(tls::COORD_PROTOCOL), _, groups) => {
+                    drop(permit); // these last, and are counted by themselves
+                    if let Some(groups) = groups {
+                        groups.serve(stream).await;
+                    }
+                    return;
+                }
+                _ => {}
             }
             let answered = tokio::time::timeout(DEADLINE, async {
                 let request = read(&mut stream).await?;
@@ -103,6 +115,7 @@ pub(crate) async fn serve(
             if let Ok(Err(error)) = answered.await {
                 tracing::debug!(%error, "an infra connection ended early");
             }
+            drop(permit);
         });
     }
 }
@@ -183,7 +196,7 @@ mod tests {
         let trusted = members(&[&berlin, &paris]);
         let server_tls = tls(&berlin, Arc::clone(&trusted));
         let mut tasks = JoinSet::new();
-        tasks.spawn(serve(listener, server_tls, Arc::new(|| hello("berlin")), None));
+        tasks.spawn(serve(listener, server_tls, Arc::new(|| hello("berlin")), None, None));
 
         let answer = ask(address, &paris, berlin.public(), Arc::clone(&trusted)).await.expect("a member is answered");
         assert_eq!(answer, hello("berlin"));

@@ -18,9 +18,10 @@ use vdc::{Key, SigningKey};
 /// The reachable members' node keys, replaced whenever the view changes.
 pub(crate) type MemberKeys = Arc<RwLock<Arc<HashSet<Key>>>>;
 
-/// The protocols of the infra plane (RFC 7301): one question, and the node's API.
+/// The protocols of the infra plane (RFC 7301): one question, the node's API, and coordination groups.
 pub(super) const HELLO_PROTOCOL: &[u8] = b"meshd-hello/1";
 pub(super) const API_PROTOCOL: &[u8] = b"meshd-api/1";
+pub(super) const COORD_PROTOCOL: &[u8] = b"meshd-coord/1";
 
 /// SubjectPublicKeyInfo of an Ed25519 key up to the key itself (RFC 8410 §4).
 const SPKI_PREFIX: [u8; 12] = [0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00];
@@ -56,7 +57,7 @@ impl InfraTls {
             .with_cert_resolver(Arc::new(AlwaysResolvesServerRawPublicKeys::new(Arc::clone(&certified))));
         // Who names no protocol asks the first one's question.
         let mut server = server;
-        server.alpn_protocols = vec![API_PROTOCOL.to_vec(), HELLO_PROTOCOL.to_vec()];
+        server.alpn_protocols = vec![API_PROTOCOL.to_vec(), COORD_PROTOCOL.to_vec(), HELLO_PROTOCOL.to_vec()];
         Self { certified, provider, members, server: Arc::new(server) }
     }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use vdc::record::{Authority, Body};
 use vdc::roster::{MemberView, Outcome, Standing, View, issue};
-use vdc::{Home, Key, Signed, SigningKey};
+use vdc::{Key, Signed, SigningKey};
 use vdc_api::{self as api, ApiError, ErrorCode};
 use zeroize::Zeroizing;
 
@@ -337,11 +337,8 @@ impl Core {
                 Body::Block(b) => ("block", b.id.short()),
                 Body::Policy(p) => ("policy", format!("version {}", p.version)),
                 Body::Founding(f) => {
-                    let home = match f.home {
-                        Home::Vdc => "the VDC".to_owned(),
-                        Home::Site(n) => format!("site {}", site(&n)),
-                    };
-                    ("founding", format!("group of {home} by {}", context.name_of(&f.founder)))
+                    let (home, founder) = (context.home_words(f.home), context.name_of(&f.founder));
+                    ("founding", format!("the group of {home}, by {founder}"))
                 }
             };
             api::IssuedView {

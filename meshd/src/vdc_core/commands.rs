@@ -372,6 +372,13 @@ impl InfraRoute {
         crate::infra::remote::connect(&self.tls, self.peer, stream).await
     }
 
+    /// Connects for what coordination groups say.
+    pub(crate) async fn frames(self) -> std::io::Result<tokio_rustls::client::TlsStream<tokio::net::TcpStream>> {
+        let socket = tokio::net::TcpSocket::from_std_stream(self.socket.into());
+        let stream = socket.connect(self.destination).await?;
+        crate::infra::groups::connect(&self.tls, self.peer, stream).await
+    }
+
     /// Asks the node who it is, and returns how long that took in all.
     pub(crate) async fn ask(self) -> Result<Duration, InfraError> {
         let started = Instant::now();

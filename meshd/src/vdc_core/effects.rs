@@ -82,6 +82,8 @@ impl Core {
         }
         let mut view = self.roster.view(self.clock.now());
         self.tell_view_of_workloads(&mut view);
+        let claims = Arc::clone(&self.claims.borrow_and_update());
+        view.set_names(&claims);
         self.view = Arc::new(view);
     }
 
@@ -112,6 +114,18 @@ impl Core {
         self.refresh_firewall();
         self.refresh_names();
         self.note_revocation();
+        self.tell_view();
+    }
+
+    /// Tells everybody else of the view, if it says something new.
+    fn tell_view(&self) {
+        let (view, told) = (&self.view, self.views.borrow());
+        // What only time changes is looked at again every few seconds anyway.
+        let is_new = told.version != view.version || told.names != view.names || told.members != view.members;
+        drop(told);
+        if is_new {
+            self.views.send_replace(Arc::clone(view));
+        }
     }
 
     fn refresh_firewall(&mut self) {

@@ -1,17 +1,19 @@
 //! Sites and invites: whom this node lets in, and where they find the door.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use meshd_state::Changes;
 use vdc::invite::{INVITE_USES_MAX, Invite, InviteOptions, InviteRegistrar, InviteState};
-use vdc::record::ContactAddress;
+use vdc::record::{ContactAddress, Home};
 use vdc::roster::issue;
-use vdc::{InviteId, Name, SiteNumber};
+use vdc::{InviteId, Key, Name, SiteNumber};
 use vdc_api::{self as api, ApiError, ErrorCode};
 
 use super::Core;
 use super::commands::{is_public, not_a_member, parse_name};
 use super::issuing::Signer;
+use crate::coord::Coord;
 use crate::entropy::random;
 use crate::views;
 
@@ -19,6 +21,13 @@ use crate::views;
 const INVITE_LIFETIME_MAX: Duration = Duration::from_secs(366 * 86_400);
 /// Invites kept, open or ended; the oldest ended ones make room.
 const INVITES_MAX: usize = 4096;
+
+/// What [`Core::invite_revoke`] leaves to do.
+pub(crate) enum Revoking {
+    Done(api::InviteView),
+    /// The invite stands in a group.
+    Shared { coord: Coord, home: Home, id: InviteId },
+}
 
 impl Core {
     /// Whether this is the VDC of that id.
@@ -89,6 +98,38 @@ impl Core {
         Ok(api::SiteAdded { site: self.with_context(|context| context.site(site)), invite, existed: !created })
     }
 
+    /// The invites that stand in this node's store and nowhere else.
+    pub(crate) fn kept_invites(&self) -> Vec<InviteState> {
+        self.kept_invites.iter().filter_map(|id| self.invites.get(id)).cloned().collect()
+    }
+
+    pub(super) fn kept_invite(&self, id: &InviteId) -> Option<InviteState> {
+        self.invites.get(id).filter(|_| self.kept_invites.contains(id)).cloned()
+    }
+
+    /// Takes what the site's group says of all invites, and lets go of those that were moved there.
+    pub(crate) fn invites_of_group(&mut self, invites: BTreeMap<InviteId, InviteState>, moved: &[InviteId]) {
+        let changes = Changes { remove_invites: moved.to_vec(), ..Changes::default() };
+        if !moved.is_empty() && self.store.commit(&changes).is_err() {
+            return; // they are moved again, which changes nothing
+        }
+        self.kept_invites.retain(|id| !moved.contains(id));
+        self.invites.retain(|id, _| self.kept_invites.contains(id));
+        self.invites.extend(invites);
+    }
+
+    /// Whether an invite was just made that must still be put into the site's group.
+    pub(crate) fn new_invite(&self, text: &str) -> Option<(Coord, Home, InviteState)> {
+        let (coord, home) = self.group_of_invites()?;
+        let state = self.invites.values().find(|state| state.id.to_string() == text)?;
+        (!self.kept_invites.contains(&state.id)).then(|| (coord, home, state.clone()))
+    }
+
+    /// Takes back an invite that could not be put into the site's group.
+    pub(crate) fn forget_invite(&mut self, id: &InviteId) {
+        self.invites.remove(id);
+    }
+
     fn invite(
         &mut self,
         site: SiteNumber,
@@ -111,7 +152,7 @@ impl Core {
         }
         let now = self.now();
         let options = InviteOptions { site, uses, expires: now.plus(lifetime), founder, ephemeral };
-        let doors = self.doors();
+        let doors = self.doors(site);
         let (id, seed) = (InviteId(random()), random());
         let (invite, state) = InviteState::create(&self.view, &self.secrets.node, doors, &options, id, seed, now)
             .map_err(|error| super::issuing::refused(&error))?;
@@ -120,8 +161,12 @@ impl Core {
             return Err(ApiError::new(ErrorCode::Conflict, format!("{INVITES_MAX} invites are open"))
                 .hint("end some with `meshctl invite revoke`"));
         }
-        let encoded = state.encode();
-        self.transact(|_| Ok(((), vec![], Changes { put_invites: vec![(invite.id, encoded)], ..Changes::default() })))?;
+        // Where the site has a group, the invite stands there, and whoever asked sees to that.
+        if self.group_of_invites().is_none() {
+            let changes = Changes { put_invites: vec![(invite.id, state.encode())], ..Changes::default() };
+            self.transact(|_| Ok(((), vec![], changes)))?;
+            self.kept_invites.insert(invite.id);
+        }
         self.invites.insert(invite.id, state);
         self.open_door();
         let token = invite.token();
@@ -145,6 +190,7 @@ impl Core {
             .collect();
         for id in ended {
             self.invites.remove(&id);
+            self.kept_invites.remove(&id);
             let changes = Changes { remove_invites: vec![id], ..Changes::default() };
             if self.store.commit(&changes).is_err() {
                 return; // reported by the next write that matters
@@ -158,23 +204,36 @@ impl Core {
         api::InviteList { vdc: self.alias.to_string(), invites }
     }
 
-    pub(crate) fn invite_revoke(&mut self, text: &str) -> Result<api::InviteView, ApiError> {
+    /// The invite that `text` means.
+    pub(crate) fn find_invite(&self, text: &str) -> Result<InviteId, ApiError> {
         let mut fitting = self.invites.keys().filter(|id| text.len() >= 4 && id.to_string().starts_with(text));
-        let id = match (fitting.next(), fitting.next()) {
-            (Some(id), None) => *id,
-            (None, _) => {
-                return Err(ApiError::not_found(format!("no invite of this registrar begins with {text:?}"))
-                    .hint("`meshctl invite list` shows them; give at least 4 digits"));
-            }
+        match (fitting.next(), fitting.next()) {
+            (Some(id), None) => Ok(*id),
+            (None, _) => Err(ApiError::not_found(format!("no invite of this registrar begins with {text:?}"))
+                .hint("`meshctl invite list` shows them; give at least 4 digits")),
             (Some(_), Some(_)) => {
-                return Err(ApiError::new(ErrorCode::AmbiguousName, format!("several invites begin with {text:?}"))
-                    .hint("give more digits"));
+                Err(ApiError::new(ErrorCode::AmbiguousName, format!("several invites begin with {text:?}"))
+                    .hint("give more digits"))
             }
-        };
+        }
+    }
+
+    /// Revokes an invite; says where the site's group must agree first.
+    pub(crate) fn invite_revoke(&mut self, text: &str) -> Result<Revoking, ApiError> {
+        let id = self.find_invite(text)?;
+        if let Some((coord, home)) = self.group_of_invites().filter(|_| !self.kept_invites.contains(&id)) {
+            return Ok(Revoking::Shared { coord, home, id });
+        }
         let mut state = self.invites.get(&id).cloned().ok_or_else(not_a_member)?;
         state.revoked = true;
         let changes = Changes { put_invites: vec![(id, state.encode())], ..Changes::default() };
         self.transact(|_| Ok(((), vec![], changes)))?;
+        self.show_invite(state).map(Revoking::Done)
+    }
+
+    /// An invite as it is now.
+    pub(crate) fn show_invite(&mut self, state: InviteState) -> Result<api::InviteView, ApiError> {
+        let id = state.id;
         self.invites.insert(id, state);
         let state = self.invites.get(&id).ok_or_else(not_a_member)?;
         Ok(self.invite_view(&id, state))
@@ -191,7 +250,7 @@ impl Core {
         } else {
             api::InviteState::Open
         };
-        let redeemed = state.redeemed.iter().map(|(node, _)| api::RedemptionView {
+        let redeemed = state.redeemed.iter().map(|node| api::RedemptionView {
             node: self.with_context(|context| context.name_of(node)),
             key: node.to_string(),
             at: None,
@@ -209,15 +268,30 @@ impl Core {
             uses_left: u32::from(state.uses_left),
             ephemeral: state.ephemeral,
             founder: state.founder,
-            registrar: self.with_context(|context| context.name_of(&context.own)),
+            registrar: self.with_context(|context| context.name_of(&state.registrar)),
             redeemed: redeemed.collect(),
         }
     }
 
-    /// The door to an invite of ours: advertised names first, then what peers see, then own addresses.
-    fn doors(&self) -> Vec<InviteRegistrar> {
+    /// The doors to an invite of ours: the own one, with advertised names first, then what peers see, then own addresses; and those
+    /// of the other registrars of our site, which share it.
+    fn doors(&self, site: SiteNumber) -> Vec<InviteRegistrar> {
         let port = self.door_port.unwrap_or(self.ports().door);
-        vec![InviteRegistrar { key: self.own_key(), addresses: self.underlay_addresses(port) }]
+        let own = InviteRegistrar { key: self.own_key(), addresses: self.underlay_addresses(port) };
+        let own_site = self.own().map(|own| own.site);
+        let shares = |key: &Key| self.view.members.get(key).filter(|member| Some(member.site) == own_site);
+        let others = self.view.registrars_for(site).into_iter().filter(|registrar| registrar.key != own.key);
+        let others = others.filter_map(|registrar| {
+            let contact = shares(&registrar.key)?.contact()?;
+            let port = contact.door_port?;
+            let at_door = |address: &ContactAddress| match address {
+                ContactAddress::Ip(ip, _) => ContactAddress::Ip(*ip, port),
+                ContactAddress::Dns(name, _) => ContactAddress::Dns(name.clone(), port),
+            };
+            Some(InviteRegistrar { key: registrar.key, addresses: contact.addresses.iter().map(at_door).collect() })
+        });
+        let others: Vec<_> = if self.group_of_invites().is_some() { others.collect() } else { vec![] };
+        std::iter::once(own).chain(others).collect()
     }
 
     /// Says whether a joiner could come in by the addresses in the invite.

@@ -87,8 +87,11 @@ pub(super) fn refused(error: &IssueError) -> ApiError {
     }
     let text = error.to_string();
     let code = match error {
-        IssueError::UnknownSite(_) | IssueError::UnknownNode(_) | IssueError::UnknownBlock(_) => ErrorCode::NotFound,
-        IssueError::SiteExists(_) => ErrorCode::Conflict,
+        IssueError::UnknownSite(_)
+        | IssueError::UnknownNode(_)
+        | IssueError::UnknownBlock(_)
+        | IssueError::NotFounded { .. } => ErrorCode::NotFound,
+        IssueError::SiteExists(_) | IssueError::Founded { .. } => ErrorCode::Conflict,
         _ => ErrorCode::Refused,
     };
     match text.split_once("; ") {

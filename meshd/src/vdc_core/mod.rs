@@ -9,6 +9,7 @@ mod commands;
 mod door;
 mod effects;
 mod exposure;
+mod founding;
 mod invites;
 mod issuing;
 mod names;
@@ -20,19 +21,20 @@ mod workloads;
 pub(crate) use authority::{parse_owner_key, print_owner_key};
 pub(crate) use commands::{Revoked, parse_name};
 pub(crate) use effects::{chain, nothing_allowed};
+pub(crate) use invites::Revoking;
 pub(crate) use issuing::{Wish, found};
 pub(crate) use task::{Start, id_of, load, no_members, run};
 pub(crate) use workloads::CoreWorkload;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use meshd_control::ControlHandle;
 use meshd_firewall::Firewall;
 use meshd_state::{Changes, KeyKind, StateError, Store, VdcDir};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use vdc::invite::{Challenges, InviteState, NodeSecrets};
 use vdc::roster::{MemberView, Roster, View};
 use vdc::sync::Syncer;
@@ -42,6 +44,7 @@ use vdc_api::ApiError;
 use crate::cache::{PATHS_FILE, Places, SEEN_FILE};
 use crate::clock::{Clock, PeerClock};
 use crate::config::Config;
+use crate::coord::{Claims, Coord};
 use crate::data_plane::DataPlane;
 use crate::dns_hub::DnsHub;
 use crate::error::{storage, unavailable};
@@ -65,6 +68,10 @@ pub(crate) struct CoreHandle {
     alias: Name,
     commands: mpsc::Sender<Command>,
     control: ControlHandle,
+    views: watch::Receiver<Arc<View>>,
+    claims: watch::Sender<Arc<Claims>>,
+    /// The VDC's coordination groups, once they are looked after.
+    coord: Arc<OnceLock<Coord>>,
 }
 
 impl std::fmt::Debug for CoreHandle {
@@ -80,6 +87,25 @@ impl CoreHandle {
 
     pub(crate) fn control(&self) -> &ControlHandle {
         &self.control
+    }
+
+    /// What is believed, as it changes.
+    pub(crate) fn views(&self) -> watch::Receiver<Arc<View>> {
+        self.views.clone()
+    }
+
+    /// Where it is said which node took which short name.
+    pub(crate) fn claims(&self) -> watch::Sender<Arc<Claims>> {
+        self.claims.clone()
+    }
+
+    /// Tells by what the VDC's groups are asked.
+    pub(crate) fn set_coord(&self, coord: Coord) {
+        let _ = self.coord.set(coord); // there is one for a VDC's task
+    }
+
+    pub(crate) fn coord(&self) -> Option<&Coord> {
+        self.coord.get()
     }
 
     /// Whether the VDC's task has ended.
@@ -157,6 +183,12 @@ pub(crate) struct Core {
     clock: Clock,
     roster: Roster,
     view: Arc<View>,
+    /// Tells everybody else of the view.
+    views: watch::Sender<Arc<View>>,
+    /// Which node took which short name, by what the groups say.
+    claims: watch::Receiver<Arc<Claims>>,
+    /// Talks to this very task, for what it begins and others finish.
+    handle: CoreHandle,
     /// Hashes of the records in the store.
     stored: BTreeSet<Hash>,
     /// Whether the last write failed, and why.
@@ -176,6 +208,8 @@ pub(crate) struct Core {
     observed: BTreeMap<IpAddr, Key>,
     local_addresses: Vec<IpAddr>,
     invites: BTreeMap<InviteId, InviteState>,
+    /// Those of them that stand in the store; the others stand in the site's group.
+    kept_invites: BTreeSet<InviteId>,
     /// Challenges that joiners have not answered yet.
     challenges: Challenges,
     door_port: Option<u16>,

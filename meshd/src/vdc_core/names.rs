@@ -8,7 +8,7 @@ use vdc::roster::View;
 
 use crate::views;
 
-/// Addresses by name in the VDC: `NODE.SITE`; `WORKLOAD.NODE.SITE`; and `WORKLOAD.SITE` of the workload that has it.
+/// Addresses by name in the VDC: `NODE.SITE`; `WORKLOAD.NODE.SITE`; `WORKLOAD.SITE` and `WORKLOAD` of the workloads that have them.
 pub(super) fn hosts(view: &View) -> BTreeMap<String, Vec<IpAddr>> {
     let mut hosts = BTreeMap::new();
     for member in view.reachable() {
@@ -22,12 +22,18 @@ pub(super) fn hosts(view: &View) -> BTreeMap<String, Vec<IpAddr>> {
             }
         }
     }
+    for (name, node) in &view.names {
+        let member = view.members.get(node).filter(|member| member.standing.is_reachable());
+        let workload = member.and_then(|member| member.workloads.iter().find(|workload| workload.name == *name));
+        let addresses = workload.map(|w| std::iter::once(w.v6.into()).chain(w.ipv4.map(IpAddr::V4)).collect());
+        hosts.extend(addresses.map(|addresses| (name.to_string(), addresses)));
+    }
     hosts
 }
 
 #[cfg(test)]
 mod tests {
-    use vdc::record::WorkloadExposure;
+    use vdc::record::{Home, WorkloadExposure};
     use vdc::roster::{Outcome, issue};
     use vdc::{Hash, Key, Name, SigningKey, UnixTime, WgKey};
 
@@ -85,7 +91,7 @@ mod tests {
             say(&mut roster, key, draft);
         }
         let view = roster.view(NOW);
-        let hosts = hosts(&view);
+        let hosts = super::hosts(&view);
         let names: Vec<&str> = hosts.keys().map(String::as_str).collect();
         assert_eq!(
             names,
@@ -103,6 +109,17 @@ mod tests {
         let lowest = if first.public() < second.public() { "web.paris1.paris" } else { "web.paris2.paris" };
         assert_eq!(hosts["web.paris"], hosts[lowest]);
         assert_ne!(hosts["web.paris1.paris"], hosts["web.paris2.paris"]);
+        // What the groups say counts, where it fits the records.
+        let (high, low) = if first.public() < second.public() { (&second, &first) } else { (&first, &second) };
+        let mut view = roster.view(NOW);
+        let site_names = [(name("web"), high.public()), (name("paris2"), first.public()), (name("db"), first.public())];
+        let vdc_names = [(name("web"), low.public()), (name("db"), first.public()), (name("gone"), first.public())];
+        view.set_names(&[(Home::Site(site), site_names.into()), (Home::Vdc, vdc_names.into())].into());
+        let hosts = super::hosts(&view);
+        let long = |key: &SigningKey| format!("web.{}", view.members[&key.public()].full_name());
+        assert_eq!(hosts["web.paris"], hosts[&long(high)], "it was taken by the other");
+        assert_eq!(hosts["web"], hosts[&long(low)], "a name of the VDC is another matter");
+        assert!(!hosts.contains_key("db") && !hosts.contains_key("gone"), "what its node does not have is nobody's");
         let node = &view.members[&second.public()];
         assert_eq!(hosts["paris2.paris"][0], IpAddr::V6(node.prefix.address(HOST)), "a node's name is the node's");
     }

@@ -10,6 +10,7 @@ use vdc_api::{ApiError, ProblemCode, ProblemSeverity};
 use super::commands::{is_public, not_a_member};
 use super::{Core, revoked};
 use crate::clock::SKEW_MAX;
+use crate::coord::Coord;
 use crate::views::{Context, LinkInfo};
 
 /// Links come up within seconds; only a node without any for longer is told to be alone.
@@ -246,6 +247,7 @@ impl Core {
             "keys in clear on disk".into(),
             Some("keep the state directory on an encrypted disk"),
         );
+        problems.extend(self.handle.coord().map(Coord::problems).unwrap_or_default());
         problems.sort_by_key(|problem| std::cmp::Reverse(problem.severity));
         problems
     }

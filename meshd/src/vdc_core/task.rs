@@ -10,7 +10,7 @@ use futures::stream::FuturesUnordered;
 use meshd_control::{ControlEvent, LinkDownReason};
 use meshd_firewall::Firewall;
 use meshd_state::VdcDir;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 use vdc::invite::InviteState;
@@ -155,9 +155,18 @@ pub(crate) fn run(start: Start, token: CancellationToken) -> (CoreHandle, impl F
         loaded,
     } = start;
     let (commands_in, commands) = mpsc::channel(COMMANDS_MAX);
-    let handle = CoreHandle { alias: dir.alias().clone(), commands: commands_in, control: control.clone() };
     let own = loaded.secrets.node.public();
     let view = Arc::new(loaded.roster.view(loaded.clock.now()));
+    let views = watch::Sender::new(Arc::clone(&view));
+    let claims = watch::Sender::default();
+    let handle = CoreHandle {
+        alias: dir.alias().clone(),
+        commands: commands_in,
+        control: control.clone(),
+        views: views.subscribe(),
+        claims: claims.clone(),
+        coord: Arc::default(),
+    };
     let core = Core {
         alias: dir.alias().clone(),
         shared,
@@ -167,6 +176,9 @@ pub(crate) fn run(start: Start, token: CancellationToken) -> (CoreHandle, impl F
         clock: loaded.clock,
         roster: loaded.roster,
         view,
+        views,
+        claims: claims.subscribe(),
+        handle: handle.clone(),
         stored: loaded.stored,
         write_failed: None,
         syncer: Syncer::new(own, random(), Instant::now()),
@@ -181,6 +193,7 @@ pub(crate) fn run(start: Start, token: CancellationToken) -> (CoreHandle, impl F
         alone_since: Some(Instant::now()),
         observed: BTreeMap::new(),
         local_addresses: addresses,
+        kept_invites: loaded.invites.keys().copied().collect(),
         invites: loaded.invites,
         challenges: vdc::invite::Challenges::default(),
         door_port: None,
@@ -212,6 +225,7 @@ async fn drive(
     core.refresh();
     core.open_door();
     core.publish_contact();
+    core.found_groups();
     loop {
         core.pump(&mut jobs);
         let sync_due = core.syncer.poll_timeout().map(|(at, _)| at);
@@ -238,12 +252,14 @@ async fn drive(
             Some(done) = jobs.next(), if !jobs.is_empty() => core.handle_done(done),
             () = sync_timer => core.syncer.handle_timeout(&core.roster, Instant::now()),
             () = record_timer => core.publish_workloads(),
+            Ok(()) = core.claims.changed() => core.refresh(),
             _ = housekeeping.tick() => {
                 core.refresh();
                 core.publish_workloads();
                 core.open_door();
                 core.publish_contact();
                 core.renew_due();
+                core.found_groups();
                 core.persist_caches();
                 if steps.stepped() {
                     core.greet_again();
@@ -321,10 +337,7 @@ impl Core {
                 let response = self.answer(from, request, now);
                 let _ = reply.send(response); // the asker may have gone
             }
-            ControlEvent::Door { from, remote, request, reply } => {
-                let response = self.handle_door(from, remote, *request);
-                let _ = reply.send(response); // the joiner may have gone; it can ask again
-            }
+            ControlEvent::Door { from, remote, request, reply } => self.handle_door(from, remote, *request, reply),
             ControlEvent::Seen { node, address } => {
                 self.seen.saw(node, address);
                 self.caches_dirty = true;

@@ -12,8 +12,8 @@ use vdc::invite::{
     DoorRequest, DoorResponse, Hello, Invite, InviteRegistrar, InviteState, Pass, Question, Redeem, Refusal, Renew,
 };
 use vdc::record::{
-    Authority, Block, BlockMatch, Contact, ContactAddress, Delegation, Estate, Exposure, Genesis, Grant, Member,
-    Policy, PortRange, Protocol, Site, Tombstone, WorkloadExposure,
+    Authority, Block, BlockMatch, Contact, ContactAddress, Delegation, Estate, Exposure, Founding, Genesis, Grant,
+    Home, Member, Policy, PortRange, Protocol, Site, Tombstone, WorkloadExposure,
 };
 use vdc::{
     Body, Hash, InviteId, Ipv4Block, Key, Name, Office, Role, Signed, SigningKey, SiteNumber, UnixTime, VdcId, WgKey,
@@ -401,6 +401,7 @@ fn records(owner: &SigningKey) -> Vec<(&'static str, Vec<u8>)> {
     };
     let signed = |number, body| Signed::sign(&VDC, owner, Office::owners(&VDC), number, body, &[]).encode();
     let remaining = signed(1, Body::Member(member.clone()));
+    let founding = |home, serial| Body::Founding(Founding { home, serial, founder: node, created: NOW });
     let bodies = [
         (
             "genesis",
@@ -474,6 +475,8 @@ fn records(owner: &SigningKey) -> Vec<(&'static str, Vec<u8>)> {
             }),
         ),
         ("policy", Body::Policy(Policy { version: 1, previous: None, document: policy::Document::default() })),
+        ("founding-vdc", founding(Home::Vdc, 1)),
+        ("founding-site", founding(Home::Site(SiteNumber(1)), 2)),
     ];
     bodies.into_iter().map(|(kind, body)| (kind, signed(2, body))).collect()
 }
@@ -493,7 +496,7 @@ fn invite_states(owner: &SigningKey) -> Vec<(&'static str, Vec<u8>)> {
         revoked: false,
         redeemed: Vec::new(),
     };
-    let redeemed = InviteState { uses_left: 0, redeemed: vec![(Key([2; 32]), Hash([5; 32]))], ..state.clone() };
+    let redeemed = InviteState { uses_left: 0, redeemed: vec![Key([2; 32])], ..state.clone() };
     vec![("open", state.encode()), ("redeemed", redeemed.encode())]
 }
 
@@ -538,6 +541,8 @@ fn histories() -> Vec<(&'static str, Vec<u8>)> {
     let exposure = Body::Exposure(Exposure { node: key(4), serial: 1, ports: vec![port], workloads: vec![] });
     let exposed =
         |n: u8, serial| Body::Exposure(Exposure { node: key(n), serial, ports: vec![], workloads: workloads() });
+    let founding =
+        |home, serial, founder: u8| Body::Founding(Founding { home, serial, founder: key(founder), created: NOW });
     vec![
         (
             "displaced",
@@ -550,6 +555,17 @@ fn histories() -> Vec<(&'static str, Vec<u8>)> {
         (
             "workloads",
             said(vec![(1, 2, member(4, 1, 1)), (4, 4, exposed(4, 1)), (1, 4, exposed(1, 1)), (4, 4, exposed(4, 2))]),
+        ),
+        (
+            "foundings",
+            said(vec![
+                (1, 2, founding(Home::Site(site), 1, 4)),
+                (2, 1, founding(Home::Site(site), 1, 1)),
+                (1, 2, member(4, 1, 1)),
+                (1, 1, founding(Home::Vdc, 1, 1)),
+                (2, 1, founding(Home::Vdc, 2, 5)),
+                (1, 2, founding(Home::Vdc, 3, 1)),
+            ]),
         ),
         ("mutual", said(vec![(1, 1, close(2)), (2, 1, close(1)), (1, 2, member(4, 1, 1)), (0, 0, close(1))])),
     ]

@@ -113,6 +113,7 @@ fn same(a: &Roster, b: &Roster) {
         let parts =
             |v: &View| (v.members.clone(), v.sites.clone(), v.blocks.clone(), v.policy.clone(), v.clashes.clone());
         assert!(parts(&a) == parts(&b), "one set of records, two views");
+        assert!(a.foundings == b.foundings, "one set of records, two groups of a home");
         std::hint::black_box(a.model());
     }
 }

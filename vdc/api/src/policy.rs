@@ -169,7 +169,8 @@ pub enum StepVerdict {
 /// Which signed record it is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct RecordView {
-    /// `genesis`, `delegation`, `site`, `member`, `grant`, `contact`, `exposure`, `tombstone`, `block`, `policy`.
+    /// `genesis`, `delegation`, `site`, `member`, `grant`, `contact`, `exposure`, `tombstone`, `block`, `policy`,
+    /// `founding`.
     pub kind: String,
     /// The first 16 hexadecimal digits of its hash.
     pub hash: String,

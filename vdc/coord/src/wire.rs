@@ -357,6 +357,9 @@ pub struct Standing {
     pub applied_index: u64,
     #[n(6)]
     pub summary: Summary,
+    /// Term of the last entry in the node's log.
+    #[n(7)]
+    pub last_term: u64,
 }
 
 /// # Errors

@@ -59,8 +59,8 @@ pub struct InviteState {
     pub founder: bool,
     pub ephemeral: bool,
     pub revoked: bool,
-    /// Who joined by it, and the first member record that it got; in the order of joining.
-    pub redeemed: Vec<(Key, Hash)>,
+    /// Who joined by it, in the order of joining.
+    pub redeemed: Vec<Key>,
 }
 
 #[derive(Encode, Decode)]
@@ -97,8 +97,9 @@ struct Wire {
 struct WireRedeemed {
     #[n(0)]
     node: Key,
+    /// Earlier releases noted the node's first member record.
     #[n(1)]
-    member: Hash,
+    member: Option<Hash>,
 }
 
 /// What follows from a redemption or renewal.
@@ -191,11 +192,7 @@ impl InviteState {
             founder: self.founder,
             ephemeral: self.ephemeral,
             revoked: self.revoked,
-            redeemed: self
-                .redeemed
-                .iter()
-                .map(|(node, member)| WireRedeemed { node: *node, member: *member })
-                .collect(),
+            redeemed: self.redeemed.iter().map(|node| WireRedeemed { node: *node, member: None }).collect(),
         })
     }
 
@@ -218,7 +215,7 @@ impl InviteState {
             founder: wire.founder,
             ephemeral: wire.ephemeral,
             revoked: wire.revoked,
-            redeemed: wire.redeemed.into_iter().map(|r| (r.node, r.member)).collect(),
+            redeemed: wire.redeemed.into_iter().map(|r| r.node).collect(),
         })
     }
 
@@ -238,56 +235,107 @@ impl InviteState {
         challenge: Challenge,
         now: UnixTime,
     ) -> Result<Redemption, Refusal> {
-        let own = registrar.public();
+        self.prove(view, &registrar.public(), request, challenge)?;
+        let state = self.reserve(view, request, &registrar.public(), now)?;
+        let records = self.admit(view, registrar, number, request, now)?;
+        let number_next = number.saturating_add(records.len() as u64);
+        Ok(Redemption { state: state.unwrap_or_else(|| self.clone()), records, number_next })
+    }
+
+    /// Whether a request proves that it was made for this invite, at this registrar.
+    ///
+    /// # Errors
+    /// A [`Refusal`] for the joiner.
+    pub fn prove(
+        &self,
+        view: &View,
+        registrar: &Key,
+        request: &Redeem,
+        challenge: Challenge,
+    ) -> Result<(), Refusal> {
         if request.vdc != self.vdc || view.vdc != self.vdc {
             return Err(wrong_vdc());
         }
         if request.invite != self.id {
             return Err(Refusal::new(RefusalCode::InviteUnknown, "this registrar knows no such invite", ASK_NEW));
         }
-        if own != self.registrar {
-            let hint = "dial the registrar that the invite names first";
-            return Err(Refusal::new(RefusalCode::WrongRegistrar, "another registrar owns this invite", hint));
+        if view.sites.contains_key(&self.site) && view.registrars_for(self.site).iter().all(|r| r.key != *registrar) {
+            let hint = "dial a registrar that the invite names";
+            return Err(Refusal::new(RefusalCode::WrongRegistrar, "this is no registrar of the invite's site", hint));
         }
-        if !request.verify(challenge, &own, &self.key) {
+        if !request.verify(challenge, registrar, &self.key) {
             let hint = "the token does not belong to this invite, or the link was tampered with; ask for a new one";
             return Err(Refusal::new(RefusalCode::BadProof, "the proof of the invite or of a new key is bad", hint));
         }
-        let again = self.redeemed.iter().any(|(node, _)| *node == request.node);
-        if again && let Some(known) = view.members.get(&request.node) {
-            if known.standing == Standing::Revoked {
-                return Err(revoked());
-            }
-            if known.wg == request.wg {
-                return Ok(Redemption { state: self.clone(), records: Vec::new(), number_next: number });
-            }
+        Ok(())
+    }
+
+    /// The first half of [`Self::redeem`], where several registrars share the invite: whether a joiner that has proved to be meant
+    /// ([`Self::prove`]) may have a use of it. What is returned must be agreed before [`Self::admit`]; none if the joiner has
+    /// its use already.
+    ///
+    /// # Errors
+    /// A [`Refusal`] for the joiner; nothing has changed then.
+    pub fn reserve(
+        &self,
+        view: &View,
+        request: &Redeem,
+        registrar: &Key,
+        now: UnixTime,
+    ) -> Result<Option<Self>, Refusal> {
+        if view.members.get(&request.node).is_some_and(|known| known.standing == Standing::Revoked) {
+            return Err(revoked());
         }
-        if !again {
-            self.check_open(now)?;
+        if self.redeemed.contains(&request.node) {
+            return Ok(None);
+        }
+        self.check_open(now)?;
+        check_clock(view, now)?;
+        // A use is not spent on what cannot be signed.
+        issue::member(view, registrar, &self.admission(request, now)).map_err(cannot_issue)?;
+        let mut state = self.clone();
+        state.uses_left -= 1;
+        state.redeemed.push(request.node);
+        Ok(Some(state))
+    }
+
+    /// The second half of [`Self::redeem`]: the records that make the joiner a member, none if it is one.
+    ///
+    /// # Errors
+    /// A [`Refusal`] for the joiner; nothing has changed then.
+    pub fn admit(
+        &self,
+        view: &View,
+        registrar: &SigningKey,
+        number: u64,
+        request: &Redeem,
+        now: UnixTime,
+    ) -> Result<Vec<Signed>, Refusal> {
+        let own = registrar.public();
+        let is_again = self.redeemed.contains(&request.node);
+        if is_again && view.members.get(&request.node).is_some_and(|known| known.wg == request.wg) {
+            return Ok(vec![]);
         }
         check_clock(view, now)?;
-        let admission = Admission {
+        let draft = issue::member(view, &own, &self.admission(request, now)).map_err(cannot_issue)?;
+        let mut records = vec![draft.sign(&self.vdc, registrar, number, &[])];
+        let registrars = view.sites.get(&self.site).map_or(&[][..], |site| &site.registrars);
+        if self.founder && !registrars.iter().any(|known| known.key == request.node) {
+            let draft = issue::registrar(view, &own, request.node, self.site, now).map_err(cannot_issue)?;
+            records.push(draft.sign(&self.vdc, registrar, number.saturating_add(1), &[]));
+        }
+        Ok(records)
+    }
+
+    fn admission(&self, request: &Redeem, now: UnixTime) -> Admission {
+        Admission {
             node: request.node,
             wg: request.wg,
             name: request.name.clone(),
             site: self.site,
             ephemeral: self.ephemeral,
             now,
-        };
-        let draft = issue::member(view, &own, &admission).map_err(cannot_issue)?;
-        let member = draft.sign(&self.vdc, registrar, number, &[]);
-        let mut state = self.clone();
-        if !again {
-            state.uses_left -= 1;
-            state.redeemed.push((request.node, member.hash()));
         }
-        let mut records = vec![member];
-        if self.founder && !again {
-            let draft = issue::registrar(view, &own, request.node, self.site, now).map_err(cannot_issue)?;
-            records.push(draft.sign(&self.vdc, registrar, number.saturating_add(1), &[]));
-        }
-        let number_next = number.saturating_add(records.len() as u64);
-        Ok(Redemption { state, records, number_next })
     }
 
     /// Whether somebody new could still join by it.

@@ -420,7 +420,7 @@ fn racing_redemptions_of_one_use_end_with_one_winner_if_states_are_replaced_in_o
 fn door_messages_and_states_keep_their_bytes() {
     let lab = Lab::new();
     let (invite, mut state) = create(&lab, "berlin1", &options(lab.berlin));
-    state.redeemed.push((key("x").public(), Hash([1; 32])));
+    state.redeemed.push(key("x").public());
     let (redeem, challenge) = answer(&invite, "berlin1", &secrets("x"), "x");
     let link = Link { registrar: key("berlin1").public(), joiner: key("x").public() };
     let question = challenge.question();
@@ -441,6 +441,10 @@ fn door_messages_and_states_keep_their_bytes() {
     let text: String = messages.iter().map(|(kind, line)| format!("{kind} {line}\n")).collect();
     assert_eq!(include_str!("../../tests/golden/invite.txt"), text, "vdc/tests/golden/invite.txt would be:\n{text}");
     assert_eq!(InviteState::decode(&state.encode()).expect("canonical"), state);
+    // As earlier releases wrote it, with the first member record of who joined.
+    let before = messages[1].1.replace("818158206f2402", "818258206f2402") + "5820" + &"01".repeat(32);
+    let before = data_encoding::HEXLOWER.decode(before.as_bytes()).expect("hexadecimal");
+    assert_eq!(InviteState::decode(&before).expect("of an earlier release"), state);
     for (kind, line) in &messages[2..] {
         let bytes = data_encoding::HEXLOWER.decode(line.as_bytes()).expect("hexadecimal");
         let again = match *kind {

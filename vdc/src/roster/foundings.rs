@@ -22,6 +22,9 @@ pub struct FoundingView {
     pub issuer: Key,
 }
 
+/// Clashes reported of one home. A stolen issuer may sign any number of foundings.
+const CLASHES_MAX: usize = 16;
+
 impl FoundingView {
     /// What orders the foundings of one home.
     fn order(&self) -> (u64, Hash) {
@@ -69,6 +72,7 @@ pub(super) fn settle(
     // Highest first: the first of each home is its head.
     foundings.sort_by_key(|f| std::cmp::Reverse(f.order()));
     let mut settled = Settled { effective: BTreeMap::new(), heads: BTreeMap::new(), clashes: vec![] };
+    let mut rivals: BTreeMap<Home, usize> = BTreeMap::new();
     for founding in foundings {
         let home = founding.home;
         settled.heads.entry(home).or_insert_with(|| founding.clone());
@@ -79,7 +83,9 @@ pub(super) fn settle(
             settled.effective.insert(home, founding);
             continue;
         };
-        if chosen.serial == founding.serial {
+        let told = rivals.entry(home).or_insert(0);
+        if chosen.serial == founding.serial && *told < CLASHES_MAX {
+            *told += 1;
             settled.clashes.push(Clash::Founding {
                 home,
                 serial: chosen.serial,

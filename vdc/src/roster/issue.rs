@@ -121,7 +121,7 @@ pub enum IssueError {
         /// What a founding that succeeds this one must name.
         serial: u64,
     },
-    #[error("no group of {home} was ever founded, so none can be succeeded; found it as its first")]
+    #[error("no group of {home} was ever founded; found its first instead of succeeding one")]
     NotFounded { home: String },
     #[error("node {node} is no member of {home}; choose one of its own nodes to make its group")]
     FounderElsewhere { node: String, home: String },

@@ -123,6 +123,7 @@ impl<'a> Judge<'a> {
             policy,
             blocks,
             tombstones,
+            names: BTreeMap::new(),
             foundings: founded.effective,
             founding_heads: founded.heads,
             newest,

@@ -8,7 +8,7 @@ use super::{
     CLOSINGS_MAX, CONFLICTS_MAX, Conflict, MergeReport, NODE_BLOCKS_MAX, OFFICE_RECORDS_MAX, Outcome, RefusedReason,
     Roster, RosterError, genesis_vdc, kind_order,
 };
-use crate::record::{Authority, Body, Estate, Home, Tombstone};
+use crate::record::{Authority, Body, Estate, Tombstone};
 use crate::{Hash, Key, Office, Signed, VdcId, codec};
 
 /// Remembers which records were verified, so that one offered again costs a look-up instead of a signature check.
@@ -106,16 +106,17 @@ fn slot(record: &Signed, vdc: &VdcId) -> [u8; 16] {
         }
         Body::Tombstone(t) => (&t.subject.0, 0),
         Body::Block(b) => (&b.id.0, 0),
-        Body::Founding(f) => match f.home {
-            Home::Vdc => (&[], 0),
-            Home::Site(site) => (&[], u64::from(site.0) + 1),
-        },
+        // Every founding is kept: whatever a thief signs with an issuer's key, even the same body with another signature,
+        // must not remove the record whose hash is a group's id.
+        Body::Founding(_) => return slot_of(&record.office(vdc), FOUNDING, &record.hash().0, 0),
     };
     slot_of(&record.office(vdc), kind_order(&record.body), subject, part)
 }
 
 /// In place of a kind: the slots of closings.
 const CLOSING: u8 = 200;
+/// Likewise, of foundings.
+const FOUNDING: u8 = 201;
 
 fn member_slot(office: &Office, node: &Key) -> [u8; 16] {
     slot_of(office, 5, &node.0, 0)

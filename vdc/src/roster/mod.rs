@@ -8,9 +8,9 @@
 //!
 //! # The lattice
 //! Each record stands on an [`Office`]: the chain of rights from the owners down to its issuer. Per office there is one
-//! *slot* for each `(kind, subject)`, which holds the record with the highest `(serial, hash)`. Slots only grow, and a
-//! record is admitted only if the slot that gives its issuer the right is filled; so a stored set always carries its own
-//! justification, and a union of two such sets does too.
+//! *slot* for each `(kind, subject)`, which holds the record with the highest `(serial, hash)`; of closings and of
+//! foundings each has a slot of its own. Slots only grow, and a record is admitted only if the slot that gives its issuer
+//! the right is filled; so a stored set always carries its own justification, and a union of two such sets does too.
 //!
 //! One thing removes: a *closing* (tombstone with an estate) signed by the owners' threshold. From then on the subject's
 //! contribution is **exactly** the estate embedded in the closing; with several closings, the intersection by hash. Since

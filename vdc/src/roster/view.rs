@@ -262,6 +262,8 @@ pub struct View {
     pub foundings: BTreeMap<Home, FoundingView>,
     /// Ascending.
     pub clashes: Vec<Clash>,
+    /// Which node's workload a name of the whole VDC means; see [`View::set_names`].
+    pub names: BTreeMap<Name, Key>,
     /// See [`View::founding_head`].
     pub(super) founding_heads: BTreeMap<Home, FoundingView>,
     /// See [`View::newest_record_time`].
@@ -377,16 +379,30 @@ impl View {
         self.clashes.sort();
     }
 
+    /// Takes what coordination groups say of short names for truer than the order of keys, as far as the nodes that they name
+    /// have a workload of that name.
+    pub fn set_names(&mut self, claims: &BTreeMap<Home, BTreeMap<Name, Key>>) {
+        self.names = workloads::claimed(&mut self.members, &mut self.clashes, claims);
+        self.clashes.sort();
+    }
+
     /// Who has a name in a site: a node, or a workload of another node than `asking`.
     #[must_use]
     pub fn name_holder(&self, asking: &Key, site: SiteNumber, name: &Name) -> Option<NameHolder> {
         workloads::holder(&self.members, asking, site, name)
     }
 
-    /// Finds a workload by `WORKLOAD.SITE` or `WORKLOAD.NODE.SITE`.
+    /// The workload that a name of the whole VDC means.
+    #[must_use]
+    pub fn named(&self, name: &Name) -> Option<(&MemberView, &WorkloadView)> {
+        let member = self.members.get(self.names.get(name)?)?;
+        Some((member, member.workloads.iter().find(|workload| workload.name == *name)?))
+    }
+
+    /// Finds a workload by `WORKLOAD`, `WORKLOAD.SITE` or `WORKLOAD.NODE.SITE`.
     #[must_use]
     pub fn find_workload(&self, text: &str) -> Option<(&MemberView, &WorkloadView)> {
-        let (name, place) = text.split_once('.')?;
+        let Some((name, place)) = text.split_once('.') else { return self.named(&Name::new(text).ok()?) };
         let of = |m: &MemberView, w: &WorkloadView| {
             w.name.as_str() == name && (place == m.full_name() || (w.has_short_name && place == m.site_name.as_str()))
         };

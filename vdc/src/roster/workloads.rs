@@ -5,7 +5,7 @@ use std::collections::btree_map::Entry;
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use super::view::{Clash, MemberView};
-use crate::record::{PortRange, WorkloadExposure};
+use crate::record::{Home, PortRange, WorkloadExposure};
 use crate::{Key, Name, SiteNumber};
 
 /// A workload of a node.
@@ -83,6 +83,39 @@ pub(super) fn settle(
         member.workloads = views;
     }
     clashes
+}
+
+/// Gives short names to those who have them by `claims`: by home, the node that took each name. Returns the names of the whole VDC.
+pub(super) fn claimed(
+    members: &mut BTreeMap<Key, MemberView>,
+    clashes: &mut [Clash],
+    claims: &BTreeMap<Home, BTreeMap<Name, Key>>,
+) -> BTreeMap<Name, Key> {
+    let has = |members: &BTreeMap<Key, MemberView>, node: &Key, name: &Name| {
+        members.get(node).is_some_and(|member| member.workloads.iter().any(|workload| workload.name == *name))
+    };
+    for clash in clashes.iter_mut() {
+        let Clash::WorkloadName { site, name, keeps, other } = clash else { continue };
+        let Some(holder) = claims.get(&Home::Site(*site)).and_then(|names| names.get(name)) else { continue };
+        let is_of_site = members.get(holder).is_some_and(|member| member.site == *site);
+        // A node's own name is nobody else's.
+        let is_a_nodes = members.values().any(|member| member.site == *site && member.name == *name);
+        if holder == keeps || !is_of_site || is_a_nodes || !has(members, holder, name) {
+            continue;
+        }
+        for node in [*keeps, *other, *holder] {
+            let workloads = members.get_mut(&node).map_or(&mut [][..], |member| &mut member.workloads);
+            for workload in workloads.iter_mut().filter(|workload| workload.name == *name) {
+                workload.has_short_name = node == *holder;
+            }
+        }
+        if other == holder {
+            *other = *keeps;
+        }
+        *keeps = *holder;
+    }
+    let vdc = claims.get(&Home::Vdc).into_iter().flatten();
+    vdc.filter(|(name, node)| has(members, node, name)).map(|(name, node)| (name.clone(), *node)).collect()
 }
 
 /// Who of a site, other than `asking`'s own workloads, has a name.

@@ -1,7 +1,7 @@
 //! One committed record of each kind: its bytes may never change meaning, only a new format version may.
 
 use super::lab::*;
-use crate::record::{Authority, Body, Policy, Role};
+use crate::record::{Authority, Body, Home, Policy, Role};
 use crate::roster::issue;
 use crate::{Office, Signed};
 
@@ -32,6 +32,8 @@ fn records() -> Vec<(&'static str, Signed)> {
         ("tombstone-estate", lab.forge("owner", root, 3, closing)),
         ("block", lab.forge("paris1", owners, 6, block_body(7, 1, false))),
         ("policy", lab.forge("paris1", owners, 3, Body::Policy(policy))),
+        ("founding-vdc", lab.forge("paris1", owners, 7, founding_body(Home::Vdc, 1, "paris1", NOW))),
+        ("founding-site", lab.forge("berlin1", paris1, 8, founding_body(Home::Site(lab.berlin), 2, "berlin2", NOW))),
     ]
 }
 

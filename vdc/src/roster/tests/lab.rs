@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use crate::record::{
-    Authority, Block, BlockMatch, Body, Contact, ContactAddress, Delegation, Exposure, Grant, Member, PortRange,
-    Protocol, Role, Site, Tombstone, WorkloadExposure,
+    self, Authority, Block, BlockMatch, Body, Contact, ContactAddress, Delegation, Exposure, Grant, Home, Member,
+    PortRange, Protocol, Role, Site, Tombstone, WorkloadExposure,
 };
 use crate::roster::issue::{self, Draft, Founding};
 use crate::roster::{Outcome, Roster, View};
@@ -214,6 +214,10 @@ pub(crate) fn delegation_body(subject: &str, authority: Authority, serial: u64, 
 
 pub(crate) fn site_body(number: u16, text: &str, serial: u64, founder: SiteNumber) -> Body {
     Body::Site(Site { number: SiteNumber(number), name: name(text), serial, ipv4: None, founder, created: NOW })
+}
+
+pub(crate) fn founding_body(home: Home, serial: u64, founder: &str, created: UnixTime) -> Body {
+    Body::Founding(record::Founding { home, serial, founder: key(founder).public(), created })
 }
 
 pub(crate) fn block_body(id: u8, serial: u64, lifted: bool) -> Body {

@@ -4,7 +4,7 @@
 use proptest::prelude::*;
 
 use super::lab::*;
-use crate::record::{Authority, Body, Estate, Role, Tombstone};
+use crate::record::{Authority, Body, Estate, Home, Role, Tombstone};
 use crate::roster::{Roster, Standing, issue};
 use crate::{Key, Office, Signed, UnixTime};
 
@@ -66,6 +66,14 @@ enum Step {
         serial: u64,
         lifted: bool,
     },
+    /// By an admin, or by a registrar under one.
+    Found {
+        by: usize,
+        under: Option<usize>,
+        vdc: bool,
+        node: usize,
+        serial: u64,
+    },
     /// Closes with those of the subject's records so far that the mask selects.
     Close {
         by: Option<usize>,
@@ -90,7 +98,9 @@ fn step() -> impl Strategy<Value = Step> {
         1 => (i.clone(), 0..4usize, 0..4u64).prop_map(|(by, node, floor)| Step::End { by, node, floor }),
         1 => (0..4usize, i.clone(), i.clone(), 0..4u64)
             .prop_map(|(node, by, under, floor)| Step::Leave { node, by, under, floor }),
-        1 => (i.clone(), 0..3u8, s, any::<bool>()).prop_map(|(by, id, serial, lifted)| Step::Block { by, id, serial, lifted }),
+        1 => (i.clone(), 0..3u8, s.clone(), any::<bool>()).prop_map(|(by, id, serial, lifted)| Step::Block { by, id, serial, lifted }),
+        3 => (i.clone(), proptest::option::of(i.clone()), any::<bool>(), 0..4usize, s.clone())
+            .prop_map(|(by, under, vdc, node, serial)| Step::Found { by, under, vdc, node, serial }),
         2 => (proptest::option::of(i.clone()), i, any::<bool>(), any::<u64>())
             .prop_map(|(by, subject, admin, mask)| Step::Close { by, subject, admin, mask }),
     ]
@@ -137,6 +147,14 @@ fn history(lab: &Lab, steps: &[Step]) -> Vec<Signed> {
                 (NODES[node], registrar(by, under), tombstone_body(key(NODES[node]).public(), floor))
             }
             Step::Block { by, id, serial, lifted } => (ADMINS[by], owners, block_body(id, serial, lifted)),
+            Step::Found { by, under, vdc, node, serial } => {
+                let home = if vdc { Home::Vdc } else { Home::Site(lab.berlin) };
+                let body = founding_body(home, serial, NODES[node], NOW);
+                match under {
+                    Some(under) => (REGISTRARS[by], admin(under), body),
+                    None => (ADMINS[by], owners, body),
+                }
+            }
             Step::Close { by, subject, admin, mask } => {
                 let subject = key(if admin { ADMINS[subject] } else { REGISTRARS[subject] }).public();
                 let estate = Some(estate(&records, &subject, mask, root, by.is_none()));

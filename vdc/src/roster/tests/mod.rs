@@ -1,5 +1,6 @@
 mod authority;
 mod cases;
+mod foundings;
 mod golden;
 pub(crate) mod lab;
 mod lattice;
