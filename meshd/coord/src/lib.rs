@@ -5,6 +5,7 @@ pub mod env;
 pub mod frames;
 mod group;
 mod incoming;
+mod journal;
 pub mod lines;
 mod log;
 mod network;

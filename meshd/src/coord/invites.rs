@@ -58,7 +58,7 @@ impl Coord {
     /// # Errors
     /// [`ClientError`].
     pub(crate) async fn put_invite(&self, home: Home, state: &InviteState) -> Result<bool, ClientError> {
-        let done = self.client(home)?.transact(put(&state.id, Condition::Absent, state), LIMIT).await?;
+        let done = self.client_soon(home).await?.transact(put(&state.id, Condition::Absent, state), LIMIT).await?;
         Ok(done.succeeded)
     }
 
@@ -76,7 +76,7 @@ impl Coord {
     where
         F: Future<Output = Result<Option<InviteState>, E>>,
     {
-        let client = self.client(home)?;
+        let client = self.client_soon(home).await?;
         for _ in 0..TRIES {
             let (row, _) = client.get(&key_of(id), LIMIT).await?;
             let row = row.ok_or(RedeemError::Unknown)?;

@@ -17,7 +17,7 @@ mod names;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use meshd_coord::ClientError;
@@ -39,6 +39,9 @@ use env::{Infra, Place};
 pub(crate) use backend::adopt;
 pub(crate) use invites::RedeemError;
 pub(crate) use names::Claims;
+
+/// How long it may take until a group that was founded can be asked.
+const FOUNDED_LIMIT: Duration = Duration::from_secs(5);
 
 pub(crate) type Client = meshd_coord::Client<Place>;
 type Group = meshd_coord::Group<Place>;
@@ -160,6 +163,17 @@ impl Coord {
     pub(crate) fn client(&self, home: Home) -> Result<Client, ClientError> {
         let kept = self.0.groups.borrow().get(&home).map(|kept| kept.client.clone());
         kept.ok_or_else(|| ClientError::Unavailable { last: "no coordination group was founded for it yet".into() })
+    }
+
+    /// The same, for one that was founded a moment ago.
+    ///
+    /// # Errors
+    /// [`ClientError::Unavailable`] if none was founded.
+    async fn client_soon(&self, home: Home) -> Result<Client, ClientError> {
+        let mut groups = self.0.groups.subscribe();
+        let founded = tokio::time::timeout(FOUNDED_LIMIT, groups.wait_for(|groups| groups.contains_key(&home)));
+        drop(founded.await); // it says why it is not there below
+        self.client(home)
     }
 
     /// Whether there is a group of a home, so that what belongs there is nowhere else.
