@@ -162,6 +162,18 @@ impl State {
     }
 }
 
+impl State {
+    /// Whether a file may be so long.
+    fn check_room(&self, used: u64, file: &File, len: usize) -> io::Result<()> {
+        let grown = len.saturating_sub(file.content.len()) as u64;
+        if grown > 0 && used + grown > self.bytes_max {
+            self.coverage.count("disk: full");
+            return Err(io::Error::from(io::ErrorKind::StorageFull));
+        }
+        Ok(())
+    }
+}
+
 #[derive(Debug)]
 struct Backend {
     disk: SimDisk,
@@ -190,12 +202,8 @@ impl StorageBackend for Backend {
         let mut state = self.disk.state();
         state.check(self.life, true)?;
         let mut file = self.file.lock();
-        let grown = len.saturating_sub(file.content.len() as u64);
-        if grown > 0 && used + grown > state.bytes_max {
-            state.coverage.count("disk: full");
-            return Err(io::Error::from(io::ErrorKind::StorageFull));
-        }
         let len = usize::try_from(len).map_err(io::Error::other)?;
+        state.check_room(used, &file, len)?;
         file.content.resize(len, 0);
         Ok(())
     }
@@ -219,11 +227,13 @@ impl StorageBackend for Backend {
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> Result<(), io::Error> {
+        let used = self.disk.used();
         let mut state = self.disk.state();
         state.check(self.life, true)?;
         let mut file = self.file.lock();
         let from = usize::try_from(offset).map_err(io::Error::other)?;
         let to = from + data.len();
+        state.check_room(used, &file, to)?;
         if to > file.content.len() {
             file.content.resize(to, 0);
         }
