@@ -45,7 +45,7 @@ const PURE_CLOSURE: &[&str] = &[
 /// Programs and what only serves them: nothing imports these.
 const BINARIES: &[&str] = &["meshd", "meshd-shim", "meshctl", "simulations", "tests", "xtask"];
 /// Crates that exist for tests only.
-const TEST_SUPPORT: &[&str] = &["fuzz-targets", "meshlab"];
+const TEST_SUPPORT: &[&str] = &["coordlab", "fuzz-targets", "meshlab"];
 
 /// Heavy or dangerous dependencies and the only crates that may name them.
 const LEAVES: &[(&str, &[&str], &str)] = &[
@@ -270,6 +270,10 @@ mod tests {
             ("simulations", "meshd-control", Kind::Normal, false),
             ("xtask", "vdc", Kind::Normal, false),
             ("meshlab", "vdc", Kind::Normal, false),
+            ("coordlab", "vdc-coord", Kind::Normal, true),
+            ("coordlab", "meshd-coord", Kind::Normal, false),
+            ("meshd-coord", "coordlab", Kind::Dev, true),
+            ("meshd-coord", "coordlab", Kind::Normal, false),
         ] {
             assert_eq!(refusal(member, on, kind).is_none(), allowed, "{member} on {on} ({kind:?})");
         }

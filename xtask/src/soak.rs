@@ -27,6 +27,9 @@ pub(crate) struct Options {
     /// How many new seeds are simulated
     #[arg(long, value_name = "COUNT", default_value_t = 50)]
     seeds: u32,
+    /// How many new seeds a coordination group is simulated with
+    #[arg(long, value_name = "COUNT", default_value_t = 1_000)]
+    coord_seeds: u32,
     /// How many times the end-to-end tests run
     #[arg(long, value_name = "TIMES", default_value_t = 10)]
     repeat: u32,
@@ -55,6 +58,12 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
             about: "new seeds of a whole VDC under virtual time; a failure prints how to repeat it",
             minutes_max: 10 + 2 * u64::from(options.seeds),
             run: &|run: &mut Run| simulations(run, options.seeds),
+        },
+        Stage {
+            name: "coord",
+            about: "new seeds of a coordination group under faults in virtual time; a failure prints how to repeat it",
+            minutes_max: 20 + u64::from(options.coord_seeds) / 10,
+            run: &|run: &mut Run| coordination(run, options.coord_seeds),
         },
         Stage {
             name: "e2e",
@@ -149,6 +158,17 @@ fn simulations(run: &mut Run, seeds: u32) -> Result<()> {
         test::simulate(run, &["--seed", &seed.to_string(), "--nodes", "200", "--sites", "8"])?;
     }
     Ok(())
+}
+
+/// Seeds from the clock on, as above. The crates that count are optimised in the ordinary profile; two seeds run at a time.
+fn coordination(run: &mut Run, seeds: u32) -> Result<()> {
+    let first = SystemTime::now().duration_since(UNIX_EPOCH).context("the clock stands before 1970")?.as_secs();
+    let chosen = format!("{first}..{}", first + u64::from(seeds));
+    let mut test = run.command("cargo", &["test", "--locked", "--package", "meshd-coord", "--test", "histories"]);
+    test.args(["--", "--nocapture", "--test-threads", "2", "clients_see_one_history"]);
+    eprintln!("MESHD_SEEDS={chosen}");
+    test.env("MESHD_SEEDS", chosen);
+    run.finish(test)
 }
 
 fn deny(run: &mut Run) -> Result<()> {

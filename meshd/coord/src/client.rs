@@ -430,6 +430,8 @@ impl<E: Env> Watch<E> {
                     if !events.is_empty() {
                         return Ok(events);
                     }
+                    // It may be cut off from the others, or be a member no more: the next is asked whether it knows of any.
+                    self.turn += 1;
                 }
                 Some(Reply::Refused(refusal @ Refusal::Compacted { .. })) => return Err(refusal),
                 _ => {

@@ -4,6 +4,7 @@ use std::fmt::Debug;
 use std::fs;
 use std::future::Future;
 use std::io;
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -125,6 +126,28 @@ impl Directory {
     }
 }
 
+/// A file in which several read while one writes or waits for the disk.
+#[derive(Debug)]
+struct OpenFile(fs::File);
+
+impl StorageBackend for OpenFile {
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.0.metadata()?.len())
+    }
+    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        self.0.read_exact_at(out, offset)
+    }
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.0.set_len(len)
+    }
+    fn sync_data(&self) -> io::Result<()> {
+        self.0.sync_data()
+    }
+    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.0.write_all_at(data, offset)
+    }
+}
+
 impl Disk for Directory {
     fn open(&self, file: &str) -> io::Result<Box<dyn StorageBackend>> {
         let path = self.path.join(file);
@@ -135,8 +158,7 @@ impl Disk for Directory {
         if new {
             self.sync()?;
         }
-        let backend = redb::backends::FileBackend::new(opened).map_err(io::Error::other)?;
-        Ok(Box::new(backend))
+        Ok(Box::new(OpenFile(opened)))
     }
 
     fn exists(&self, file: &str) -> io::Result<bool> {

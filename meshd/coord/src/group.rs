@@ -20,6 +20,7 @@ use vdc::{Hash, Key};
 use vdc_coord::limits::{ENTRY_BYTES_MAX, REQUEST_BYTES_MAX};
 use vdc_coord::{Answer, Entry, Reader, Refusal, Request, Revision, Row, Rows as _, Summary, Table};
 
+use crate::door::Door;
 use crate::env::{Disk as _, Env, sound};
 use crate::incoming::Incoming;
 use crate::log::LogStore;
@@ -167,6 +168,7 @@ struct Inner<E: Env> {
     reads: mpsc::Sender<Confirmation>,
     incoming: tokio::sync::Mutex<Option<Incoming>>,
     clock: Clock<E>,
+    door: Door<E::Runtime>,
     /// Where the log ends.
     last: Box<dyn Fn() -> Option<Place> + Send + Sync>,
 }
@@ -195,6 +197,12 @@ fn full<T>(error: &mpsc::error::TrySendError<T>) -> Trouble {
         mpsc::error::TrySendError::Full(_) => Trouble::Busy,
         mpsc::error::TrySendError::Closed(_) => unavailable("the group was closed"),
     }
+}
+
+/// Who leads, as far as this node knows. One that led until it was taken out of the group still counts as leader of its term with
+/// openraft, and hears of no other.
+fn leader<R: AsyncRuntime>(metrics: &RaftMetrics<Types<R>>) -> Option<Key> {
+    metrics.current_leader.filter(|leader| *leader != metrics.id || metrics.state.is_leader())
 }
 
 fn config(settings: &GroupSettings) -> Config {
@@ -244,6 +252,7 @@ impl<E: Env> Group<E> {
         let clock = Clock::<E>::default();
         let (proposals, proposed) = mpsc::channel(WAITING_MAX);
         let (reads, asked) = mpsc::channel(WAITING_MAX);
+        let door = Door::new(settings.timing.election_max);
         let group = Self(Arc::new(Inner {
             env,
             settings,
@@ -255,6 +264,7 @@ impl<E: Env> Group<E> {
             incoming: tokio::sync::Mutex::new(None),
             last,
             clock: Arc::clone(&clock),
+            door,
         }));
         drop(E::Runtime::spawn(propose::<E>(raft.clone(), state.clone(), clock, proposed)));
         drop(E::Runtime::spawn(confirm::<E>(raft.clone(), asked)));
@@ -294,7 +304,7 @@ impl<E: Env> Group<E> {
         let membership = metrics.membership_config.membership();
         let last = (self.0.last)();
         Ok(Standing {
-            leader: metrics.current_leader,
+            leader: leader(&metrics),
             term: metrics.current_term,
             voters: membership.voter_ids().collect(),
             learners: membership.learner_ids().collect(),
@@ -415,6 +425,10 @@ impl<E: Env> Group<E> {
 
     /// Answers a member or a client.
     pub(crate) async fn answer(&self, from: Key, ask: Ask) -> Reply {
+        let judged = self.0.door.judge(from, &ask, &self.0.raft.metrics().borrow_watched());
+        if let Err(trouble) = judged {
+            return Reply::Trouble(trouble);
+        }
         let answered = match ask {
             Ask::Append { vote, before, entries, committed } => {
                 let decoded: Result<Vec<_>, _> = entries.iter().map(|entry| entry.entry::<E::Runtime>()).collect();
@@ -478,8 +492,11 @@ impl<E: Env> Group<E> {
             AppendEntriesResponse::Success => Appended::All,
             AppendEntriesResponse::PartialSuccess(upto) => Appended::Upto(upto.as_ref().map(Place::of)),
             AppendEntriesResponse::Conflict => Appended::Conflict,
-            AppendEntriesResponse::HigherVote(vote) => Appended::HigherVote(VoteForm::of(&vote)),
+            AppendEntriesResponse::HigherVote(vote) => {
+                return Ok(Reply::Append(Appended::HigherVote(VoteForm::of(&vote))));
+            }
         };
+        self.0.door.note_leader(vote.leader);
         Ok(Reply::Append(appended))
     }
 
@@ -711,7 +728,7 @@ impl<E: Env> GroupClock<E> {
         let (term, leads, leader) = {
             let metrics = raft.metrics();
             let metrics = metrics.borrow_watched();
-            (metrics.current_term, metrics.state.is_leader(), metrics.current_leader)
+            (metrics.current_term, metrics.state.is_leader(), leader(&metrics))
         };
         if !leads {
             self.counting = None;

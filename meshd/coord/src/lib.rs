@@ -1,9 +1,11 @@
 //! The driver of coordination groups: `vdc-coord`'s store, replicated by openraft.
 mod client;
+mod door;
 pub mod env;
 pub mod frames;
 mod group;
 mod incoming;
+mod journal;
 pub mod lines;
 mod log;
 mod network;

@@ -1,7 +1,7 @@
 //! The log of one group on disk: entries, the vote, how far it was purged and committed.
 //!
-//! One task writes. Whatever was asked for while the disk was busy goes into one commit, so that many writers share a flush.
-//! Entries can be read as soon as they were appended; openraft is told that they are durable when the commit is.
+//! One task writes. Whatever was asked for while the disk was busy goes into one frame of the file, so that many writers share
+//! a flush. Entries can be read as soon as they were appended; openraft is told that they are durable when the frame is.
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;
@@ -14,19 +14,13 @@ use openraft::entry::RaftEntry as _;
 use openraft::storage::{IOFlushed, LogState, RaftLogStorage};
 use openraft::{AsyncRuntime, OptionalSend, RaftLogReader};
 use parking_lot::Mutex;
-use redb::{Database, Durability, ReadableDatabase as _, ReadableTable as _, TableDefinition};
 use tokio::sync::{mpsc, oneshot};
 use vdc::codec;
 use vdc_coord::wire::{EntryForm, Place, VoteForm};
 
 use crate::env::{Disk as _, Env, guarded, sound};
+use crate::journal::{Change, Frame, Journal, Meta, Opened, Pen, Spot, Spots};
 use crate::types::{EntryExt as _, Id, LOGGED_BYTES_MAX, Logged, PlaceExt as _, Types, VoteExt as _, VoteType};
-
-const ENTRIES: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("entries");
-const META: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("meta");
-const VOTE: &str = "vote";
-const PURGED: &str = "purged";
-const COMMITTED: &str = "committed";
 
 /// Bytes of durable entries that are kept in memory as well: what followers that keep up are sent.
 const CACHE_BYTES: usize = 4 << 20;
@@ -34,13 +28,8 @@ const CACHE_BYTES: usize = 4 << 20;
 const MESSAGE_BYTES: usize = 1 << 20;
 /// Writes that wait; openraft waits when there are more.
 const WRITES_MAX: usize = 64;
-/// Bytes that one commit may gather.
-const COMMIT_BYTES: usize = 8 << 20;
-/// Pages that redb keeps in memory. The tail of the log is in the cache above.
-const PAGES_BYTES: usize = 1 << 20;
-/// Longest vote or place, encoded.
-const META_BYTES_MAX: usize = 128;
-
+/// Bytes that are gathered at a time.
+const GATHERED_BYTES: usize = 8 << 20;
 /// What waits to be written.
 enum Write<R: AsyncRuntime> {
     Append { entries: Vec<(u64, Vec<u8>)>, done: IOFlushed<Types<R>> },
@@ -66,6 +55,9 @@ struct Cached<R: AsyncRuntime> {
 
 /// What is known without asking the disk.
 struct Inner<R: AsyncRuntime> {
+    /// The file, and where in it the durable entries are.
+    journal: Arc<Journal>,
+    spots: Spots,
     tail: BTreeMap<u64, Cached<R>>,
     tail_bytes: usize,
     last: Option<Place>,
@@ -108,19 +100,13 @@ impl<R: AsyncRuntime> Inner<R> {
 /// The log of one group.
 pub(crate) struct LogStore<E: Env> {
     env: E,
-    database: Arc<Database>,
     inner: Arc<Mutex<Inner<E::Runtime>>>,
     writes: mpsc::Sender<Write<E::Runtime>>,
 }
 
 impl<E: Env> Clone for LogStore<E> {
     fn clone(&self) -> Self {
-        Self {
-            env: self.env.clone(),
-            database: Arc::clone(&self.database),
-            inner: Arc::clone(&self.inner),
-            writes: self.writes.clone(),
-        }
+        Self { env: self.env.clone(), inner: Arc::clone(&self.inner), writes: self.writes.clone() }
     }
 }
 
@@ -147,20 +133,17 @@ impl<E: Env> LogStore<E> {
     /// # Errors
     /// Those of the disk; a log that is damaged is told as such.
     pub(crate) async fn open(env: E, file: String) -> io::Result<Self> {
-        let disk = env.disk().clone();
+        let (disk, name, salt) = (env.disk().clone(), file.clone(), env.random());
         let opened = guarded(env.disk(), move || {
-            let backend = Boxed(disk.open(&file)?);
-            let database =
-                Database::builder().set_cache_size(PAGES_BYTES).create_with_backend(backend).map_err(other)?;
-            let inner = load::<E::Runtime>(&database)?;
-            Ok((database, inner))
+            let opened = Pen::open(&disk, &name, salt)?;
+            let inner = load::<E::Runtime>(&opened)?;
+            Ok((opened, inner))
         });
-        let (database, inner) = opened.await?;
+        let (Opened { pen, meta, .. }, inner) = opened.await?;
         let (writes, queue) = mpsc::channel(WRITES_MAX);
-        let store = Self { env, database: Arc::new(database), inner: Arc::new(Mutex::new(inner)), writes };
-        let writer =
-            Writer { env: store.env.clone(), database: Arc::clone(&store.database), inner: Arc::clone(&store.inner) };
-        drop(E::Runtime::spawn(writer.run(queue)));
+        let store = Self { env, inner: Arc::new(Mutex::new(inner)), writes };
+        let writer = Writer { env: store.env.clone(), file, meta, inner: Arc::clone(&store.inner) };
+        drop(E::Runtime::spawn(writer.run(pen, queue)));
         Ok(store)
     }
 
@@ -194,7 +177,7 @@ impl<E: Env> LogStore<E> {
         // Where the disk had nothing: purged before, or not there yet.
         let mut missing = None;
         loop {
-            let cached_from = {
+            let (journal, spots) = {
                 let inner = self.inner.lock();
                 let first = inner.tail.range(next..to).next().map(|(first, _)| *first);
                 if first == Some(next) || (first.is_some() && missing == Some(next) && found.is_empty()) {
@@ -208,15 +191,13 @@ impl<E: Env> LogStore<E> {
                     }
                     return Ok(found);
                 }
-                first.unwrap_or(to)
+                let left = bytes_max.saturating_sub(bytes);
+                (Arc::clone(&inner.journal), inner.spots.range(next, first.unwrap_or(to), left))
             };
             if missing == Some(next) {
                 return Ok(found);
             }
-            let database = Arc::clone(&self.database);
-            let (start, left) = (next, bytes_max.saturating_sub(bytes));
-            let read =
-                guarded(self.env.disk(), move || read_entries::<E::Runtime>(&database, start, cached_from, left));
+            let read = guarded(self.env.disk(), move || read_entries::<E::Runtime>(&journal, &spots));
             let (more, size) = read.await?;
             bytes += size;
             match more.last() {
@@ -260,92 +241,94 @@ fn damaged(error: &codec::DecodeError) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, format!("the log is damaged: {error}"))
 }
 
-fn load<R: AsyncRuntime>(database: &Database) -> io::Result<Inner<R>> {
-    // The tables are made at once, so that reading need not care.
-    let transaction = database.begin_write().map_err(other)?;
-    transaction.open_table(ENTRIES).map_err(other)?;
-    transaction.open_table(META).map_err(other)?;
-    transaction.commit().map_err(other)?;
-    let transaction = database.begin_read().map_err(other)?;
-    let meta = transaction.open_table(META).map_err(other)?;
-    let get = |name: &str| -> io::Result<Option<Vec<u8>>> {
-        Ok(meta.get(name).map_err(other)?.map(|bytes| bytes.value().to_vec()))
-    };
-    let place = |name: &'static str| -> io::Result<Option<Place>> {
-        get(name)?.map(|bytes| codec::decode(name, &bytes, META_BYTES_MAX).map_err(|e| damaged(&e))).transpose()
-    };
-    let vote =
-        get(VOTE)?.map(|bytes| codec::decode(VOTE, &bytes, META_BYTES_MAX).map_err(|e| damaged(&e))).transpose()?;
-    let (purged, committed) = (place(PURGED)?, place(COMMITTED)?);
-    let entries = transaction.open_table(ENTRIES).map_err(other)?;
-    let last = match entries.last().map_err(other)? {
-        Some((_, bytes)) => Some(decode_entry(bytes.value())?.place),
+fn load<R: AsyncRuntime>(opened: &Opened) -> io::Result<Inner<R>> {
+    let (journal, Meta { vote, committed, purged }) = (opened.pen.journal(), opened.meta);
+    let last = match opened.spots.last() {
+        Some(spot) => Some(decode_entry(&journal.read(&spot)?)?.place),
         None => purged,
     };
-    Ok(Inner { tail: BTreeMap::new(), tail_bytes: 0, last, purged, vote, committed })
+    let spots = opened.spots.clone();
+    Ok(Inner { journal, spots, tail: BTreeMap::new(), tail_bytes: 0, last, purged, vote, committed })
 }
 
 fn decode_entry(bytes: &[u8]) -> io::Result<EntryForm> {
     codec::decode("log entry", bytes, LOGGED_BYTES_MAX + 1_024).map_err(|e| damaged(&e))
 }
 
-fn read_entries<R: AsyncRuntime>(
-    database: &Database,
-    from: u64,
-    to: u64,
-    bytes_max: usize,
-) -> io::Result<(Vec<Logged<R>>, usize)> {
-    let transaction = database.begin_read().map_err(other)?;
-    let entries = transaction.open_table(ENTRIES).map_err(other)?;
+fn read_entries<R: AsyncRuntime>(journal: &Journal, spots: &[Spot]) -> io::Result<(Vec<Logged<R>>, usize)> {
     let (mut found, mut bytes) = (vec![], 0);
-    for row in entries.range(from..to).map_err(other)? {
-        let (_, value) = row.map_err(other)?;
-        if !found.is_empty() && bytes + value.value().len() > bytes_max {
-            break;
-        }
-        bytes += value.value().len();
-        found.push(decode_entry(value.value())?.entry::<R>().map_err(|e| damaged(&e))?);
+    for spot in spots {
+        let entry = journal.read(spot)?;
+        bytes += entry.len();
+        found.push(decode_entry(&entry)?.entry::<R>().map_err(|e| damaged(&e))?);
     }
     Ok((found, bytes))
 }
 
 struct Writer<E: Env> {
     env: E,
-    database: Arc<Database>,
+    file: String,
+    /// As it is in the file.
+    meta: Meta,
     inner: Arc<Mutex<Inner<E::Runtime>>>,
 }
 
 impl<E: Env> Writer<E> {
-    async fn run(self, mut queue: mpsc::Receiver<Write<E::Runtime>>) {
+    async fn run(mut self, mut pen: Pen, mut queue: mpsc::Receiver<Write<E::Runtime>>) {
         while let Some(first) = queue.recv().await {
             let mut bytes = first.bytes();
             let mut batch = vec![first];
-            while bytes < COMMIT_BYTES
+            while bytes < GATHERED_BYTES
                 && let Ok(more) = queue.try_recv()
             {
                 bytes += more.bytes();
                 batch.push(more);
             }
-            let committed = self.inner.lock().committed;
-            let database = Arc::clone(&self.database);
-            let (batch, result) = self
-                .env
-                .disk()
-                .run(move || {
-                    let result = sound(|| commit(&database, &batch, committed));
-                    (batch, result)
-                })
-                .await;
+            let committed = self.inner.lock().committed.filter(|place| Some(*place) != self.meta.committed);
+            let written = self.env.disk().run(move || {
+                let result = sound(|| write(&mut pen, &batch, committed));
+                (pen, batch, result)
+            });
+            let (same, batch, result) = written.await;
+            pen = same;
+            let result = result.and_then(|changes| self.inner.lock().spots.apply(&changes));
             let failed = result.is_err();
             self.tell(batch, &result);
             if failed {
                 // What the file holds now is known again when it is opened again.
                 return;
             }
+            self.meta.committed = committed.or(self.meta.committed);
+            let spots = {
+                let inner = self.inner.lock();
+                pen.is_wasteful(&inner.spots).then(|| inner.spots.clone())
+            };
+            if let Some(spots) = spots {
+                let Some(rewritten) = self.rewrite(pen, spots).await else { return };
+                pen = rewritten;
+            }
         }
     }
 
-    fn tell(&self, batch: Vec<Write<E::Runtime>>, result: &io::Result<()>) {
+    /// Leaves behind in another file what nobody needs any more. None: it failed, and nothing can be written any more.
+    async fn rewrite(&self, pen: Pen, spots: Spots) -> Option<Pen> {
+        let (disk, name, salt, meta) = (self.env.disk().clone(), self.file.clone(), self.env.random(), self.meta);
+        let rewritten = guarded(self.env.disk(), move || pen.rewrite(&disk, &name, salt, &meta, &spots));
+        match rewritten.await {
+            Ok(Opened { pen, spots, .. }) => {
+                let mut inner = self.inner.lock();
+                inner.journal = pen.journal();
+                inner.spots = spots;
+                Some(pen)
+            }
+            Err(error) => {
+                tracing::warn!(file = self.file, %error, "the log cannot be written anew");
+                None
+            }
+        }
+    }
+
+    fn tell(&mut self, batch: Vec<Write<E::Runtime>>, result: &io::Result<()>) {
         let copy = || match result {
             Ok(()) => Ok(()),
             Err(error) => Err(io::Error::new(error.kind(), error.to_string())),
@@ -358,45 +341,40 @@ impl<E: Env> Writer<E> {
                     }
                     done.io_completed(copy());
                 }
-                Write::Vote { done, .. } | Write::Truncate { done, .. } => {
+                Write::Vote { vote, done } => {
+                    self.meta.vote = Some(vote);
                     let _ = done.send(copy()); // who asked may have gone
                 }
-                Write::Purge { .. } => {}
+                Write::Truncate { done, .. } => {
+                    let _ = done.send(copy()); // who asked may have gone
+                }
+                Write::Purge { upto } => self.meta.purged = Some(upto),
             }
         }
     }
 }
 
-fn commit<R: AsyncRuntime>(database: &Database, batch: &[Write<R>], committed: Option<Place>) -> io::Result<()> {
-    let mut transaction = database.begin_write().map_err(other)?;
-    transaction.set_durability(Durability::Immediate).map_err(|error| io::Error::other(error.to_string()))?;
-    {
-        let mut entries = transaction.open_table(ENTRIES).map_err(other)?;
-        let mut meta = transaction.open_table(META).map_err(other)?;
-        for write in batch {
-            match write {
-                Write::Append { entries: new, .. } => {
-                    for (index, bytes) in new {
-                        entries.insert(index, bytes.as_slice()).map_err(other)?;
+fn write<R: AsyncRuntime>(pen: &mut Pen, batch: &[Write<R>], committed: Option<Place>) -> io::Result<Vec<Change>> {
+    let mut changes = vec![];
+    let mut frame = Frame::default();
+    committed.iter().for_each(|place| frame.committed(place));
+    for write in batch {
+        match write {
+            Write::Append { entries, .. } => {
+                for (index, bytes) in entries {
+                    if frame.is_full() {
+                        changes.extend(pen.write(std::mem::take(&mut frame))?);
                     }
-                }
-                Write::Vote { vote, .. } => {
-                    meta.insert(VOTE, codec::encode(vote).as_slice()).map_err(other)?;
-                }
-                Write::Truncate { from, .. } => {
-                    entries.retain_in(*from.., |_, _| false).map_err(other)?;
-                }
-                Write::Purge { upto } => {
-                    meta.insert(PURGED, codec::encode(upto).as_slice()).map_err(other)?;
-                    entries.retain_in(..=upto.index, |_, _| false).map_err(other)?;
+                    frame.entry(*index, bytes);
                 }
             }
-        }
-        if let Some(committed) = committed {
-            meta.insert(COMMITTED, codec::encode(&committed).as_slice()).map_err(other)?;
+            Write::Vote { vote, .. } => frame.vote(vote),
+            Write::Truncate { from, .. } => frame.truncate(*from),
+            Write::Purge { upto } => frame.purge(upto),
         }
     }
-    transaction.commit().map_err(other)
+    changes.extend(pen.write(frame)?);
+    Ok(changes)
 }
 
 fn range(range: &impl RangeBounds<u64>) -> (u64, u64) {

@@ -13,6 +13,7 @@ use vdc_coord::{Machine, Refusal, Revision, RowsMut as _, Table};
 
 use crate::env::{Disk as _, Env, guarded};
 use crate::group::GroupError;
+use crate::journal::beside;
 use crate::log::LogStore;
 use crate::network::piece;
 use crate::state::StateStore;
@@ -58,7 +59,7 @@ pub async fn exists<E: Env>(env: &E, files: &str) -> io::Result<bool> {
 pub async fn remove<E: Env>(env: &E, files: &str) -> io::Result<()> {
     let names = [state_file(files), log_file(files), format!("{files}.incoming"), aside(files)].map(|name| {
         let log = log_file(&name);
-        [name, log]
+        [beside(&log), name, log]
     });
     let disk = env.disk().clone();
     env.disk().run(move || names.iter().flatten().try_for_each(|name| disk.remove(name))).await

@@ -1,427 +1,270 @@
-//! The driver under faults, in virtual time: what clients saw is held against what the group's log says.
+//! The driver under faults, in virtual time: what clients saw is held against each other, against the group's log, and against
+//! the twin that does the same in memory.
 //!
-//! `MESHD_SEEDS=FIRST..LAST` runs these seeds instead of the usual ones; a failure names its seed.
+//! Each seed is a world of its own, of three or five nodes, for about twenty seconds of virtual time:
+//! - five clients get, range, put, compare and put, change several keys at once, delete and count; three take a lock under a
+//!   lease, prolong it, give it back or leave it; one compacts; three watch, of which one is so slow that it is overtaken;
+//! - meanwhile nodes lose power, also several at once and in the middle of a write, with unsynced writes kept, lost or torn;
+//!   lines are cut one way and both ways; frames are lost or arrive twice; disks stand still, fill up and fail; clocks leap; half
+//!   of the time while voters are replaced, members removed and added again;
+//! - then everything is well again, the group must go on, and all is judged.
+//!
+//! The four tests share the seeds `0..100`: one has every fourth. Each asserts that all of this happened often enough in its
+//! own. `MESHD_SEEDS=FIRST..LAST` runs others; a failure says how to repeat it.
+
+#![expect(clippy::print_stdout, reason = "what each seed did is wanted where it fails, and in long runs as they go")]
 
 mod sim;
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
+use coordlab::Seeded;
 use openraft::AsyncRuntime as _;
+use sim::coverage::Coverage;
 use sim::lab::Lab;
-use sim::runtime::{self, Seeded, SimRuntime, now_ns, run, spawn_for};
-use vdc_coord::{Compare, Condition, Event, Op, Revision, Transaction};
+use sim::runtime::{self, SimRuntime, run};
+use sim::turmoil::{Fault, Turmoil};
+use sim::verdict::{self, Replay};
+use sim::work::Work;
+use vdc_coord::Revision;
 
-const LIMIT: Duration = Duration::from_secs(4);
-const KEYS: u64 = 5;
-const CLIENTS: usize = 5;
-/// How long faults happen.
-const TURMOIL: Duration = Duration::from_secs(25);
-
-#[derive(Clone, Debug)]
-enum Outcome {
-    Done {
-        revision: Revision,
-        read: Option<u64>,
-        changed: bool,
-    },
-    /// Certainly not done.
-    Not,
-    Unknown,
-}
-
-#[derive(Clone, Debug)]
-#[expect(dead_code, reason = "a failure prints all of it")]
-struct Record {
-    client: usize,
-    key: Vec<u8>,
-    /// What was put, if something was; no two are equal.
-    put: Option<u64>,
-    invoked_ns: u64,
-    returned_ns: u64,
-    outcome: Outcome,
-}
-
-#[derive(Clone, Debug)]
-#[expect(dead_code, reason = "a failure prints all of it")]
-struct Held {
-    client: usize,
-    from_ns: u64,
-    to_ns: u64,
-}
-
-#[derive(Default)]
-struct History {
-    records: Vec<Record>,
-    held: Vec<Held>,
-    watched: Vec<(usize, Event)>,
-}
-
-type Shared = Arc<Mutex<History>>;
+/// Tests that share the seeds.
+const SHARES: u64 = 4;
 
 /// What is wrong with the build on purpose.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Defect {
     None,
-    /// Syncs do nothing.
-    NoSync,
+    /// Every second sync of the log does nothing.
+    SkippedSyncs,
     /// One of ten reads is answered by any member from what it has.
     StaleReads,
 }
 
-fn value(bytes: &[u8]) -> u64 {
-    bytes.try_into().map_or(0, u64::from_be_bytes)
-}
-
-fn put(key: &[u8], number: u64) -> Op {
-    Op::Put { key: key.to_vec().into(), value: number.to_be_bytes().to_vec().into(), lease: None }
-}
-
-/// Reads and writes a few keys.
-async fn client(lab: Lab, number: usize, seed: u64, defect: Defect, history: Shared) {
-    let mut seeded = Seeded::new(seed ^ (number as u64 + 1) << 32);
-    let client = lab.client(number);
-    let mut count = 0_u64;
-    loop {
-        let key = format!("key{}", seeded.below(KEYS)).into_bytes();
-        let invoked_ns = now_ns();
-        count += 1;
-        let fresh = ((number as u64 + 1) << 32) | count;
-        let (put_value, outcome) = match seeded.below(10) {
-            0..5 => {
-                let asked = if defect == Defect::StaleReads && seeded.chance(100) {
-                    client.get_stale(&key, LIMIT).await
-                } else {
-                    client.get(&key, LIMIT).await
-                };
-                let outcome = match asked {
-                    Ok((row, revision)) => {
-                        Outcome::Done { revision, read: row.map(|row| value(&row.value)), changed: false }
-                    }
-                    Err(_) => Outcome::Not,
-                };
-                (None, outcome)
-            }
-            kind => {
-                // Some change only what they read before, in the same transaction as a read.
-                let compares = if kind < 8 {
-                    vec![]
-                } else {
-                    let Ok((row, _)) = client.get(&key, LIMIT).await else { continue };
-                    let modified = row.map_or(Revision(0), |row| row.modified);
-                    vec![Compare { key: key.clone().into(), condition: Condition::Modified(modified) }]
-                };
-                let transaction = Transaction { compares, success: vec![put(&key, fresh)], failure: vec![] };
-                let outcome = match client.transact(transaction, LIMIT).await {
-                    Ok(done) => Outcome::Done { revision: done.revision, read: None, changed: done.succeeded },
-                    Err(meshd_coord::ClientError::Unknown { .. }) => Outcome::Unknown,
-                    Err(_) => Outcome::Not,
-                };
-                (Some(fresh), outcome)
-            }
-        };
-        let record = Record { client: number, key, put: put_value, invoked_ns, returned_ns: now_ns(), outcome };
-        history.lock().expect("unpoisoned").records.push(record);
-        SimRuntime::sleep(Duration::from_millis(1 + seeded.below(40))).await;
-    }
-}
-
-/// Takes a lock under a lease, again and again.
-async fn locker(lab: Lab, number: usize, seed: u64, history: Shared) {
-    let mut seeded = Seeded::new(seed ^ 0x10c4 ^ (number as u64) << 40);
-    let client = lab.client(number);
-    let ttl = Duration::from_millis(2_500);
-    let counted = meshd_coord::Client::<sim::net::SimEnv>::counted(ttl);
-    loop {
-        SimRuntime::sleep(Duration::from_millis(50 + seeded.below(400))).await;
-        // By the holder's own clock, from before it asked: the group counts from later on.
-        let asked = <runtime::SimInstant as openraft::Instant>::now();
-        let Ok(lease) = client.grant(ttl, LIMIT).await else { continue };
-        let absent = Compare { key: b"lock".to_vec().into(), condition: Condition::Absent };
-        let take = Op::Put { key: b"lock".to_vec().into(), value: b"held".to_vec().into(), lease: Some(lease) };
-        let transaction = Transaction { compares: vec![absent], success: vec![take], failure: vec![] };
-        let Ok(done) = client.transact(transaction, LIMIT).await else { continue };
-        let left = (asked + counted) - <runtime::SimInstant as openraft::Instant>::now();
-        if !done.succeeded || left.is_zero() {
-            continue;
-        }
-        let from_ns = now_ns();
-        SimRuntime::sleep(left.min(Duration::from_millis(seeded.below(2_000)))).await;
-        let to_ns = now_ns();
-        history.lock().expect("unpoisoned").held.push(Held { client: number, from_ns, to_ns });
-        let mine = Compare { key: b"lock".to_vec().into(), condition: Condition::Lease(lease) };
-        let free = Op::Delete { key: b"lock".to_vec().into() };
-        let transaction = Transaction { compares: vec![mine], success: vec![free], failure: vec![] };
-        let _freed = client.transact(transaction, LIMIT).await; // otherwise the lease ends
-    }
-}
-
-async fn watcher(lab: Lab, number: usize, history: Shared) {
-    let mut watch = lab.client(number).watch(b"", b"", Revision(1));
-    while let Ok(events) = watch.next().await {
-        let mut history = history.lock().expect("unpoisoned");
-        history.watched.extend(events.into_iter().map(|event| (number, event)));
-    }
-}
-
-/// What goes wrong, one thing after the other.
-async fn turmoil(lab: &Lab, seeded: &mut Seeded, defect: Defect) {
-    let end = now_ns() + u64::try_from(TURMOIL.as_nanos()).expect("short");
-    let count = lab.count() as u64;
-    let one = |seeded: &mut Seeded| usize::try_from(seeded.below(count)).expect("small");
-    let mut leapt_ns = 0;
-    for disk in &lab.disks {
-        disk.set_lies(defect == Defect::NoSync);
-    }
-    while now_ns() < end {
-        let node = one(seeded);
-        match seeded.below(12) {
-            0 | 1 => lab.crash(node),
-            2 => lab.disks[node].die_after(seeded.below(40)),
-            3 => {
-                for number in 0..lab.count() {
-                    if seeded.chance(if defect == Defect::NoSync { 900 } else { 400 }) {
-                        lab.crash(number);
-                    }
-                }
-            }
-            4 => {
-                let other = one(seeded);
-                lab.net.cut(node, other);
-                if seeded.chance(500) {
-                    lab.net.cut(other, node);
-                }
-            }
-            5 => {
-                for number in 0..lab.count() {
-                    lab.net.cut(node, number);
-                    lab.net.cut(number, node);
-                }
-            }
-            6 => lab.disks[node].stall(Duration::from_millis(seeded.below(3_000))),
-            7 => lab.disks[node].set_room(lab.disks[node].used() + seeded.below(100_000)),
-            // One leap in the life of a lease: each may end it half a second too early.
-            8 if now_ns() > leapt_ns + 3_000_000_000 => {
-                leapt_ns = now_ns();
-                runtime::jump_clock(node, Duration::from_millis(seeded.below(20_000)));
-            }
-            8 => lab.disks[node].set_broken(true),
-            9 => lab.net.set_noise(seeded.below(100), seeded.below(200)),
-            10 => {
-                lab.want(node, false);
-            }
-            _ => {
-                let voters: Vec<_> = lab.keys().into_iter().filter(|_| seeded.chance(800)).collect();
-                let leader = lab.leader().and_then(|leader| Some((leader, lab.net.node(leader)?)));
-                if let Some((leader, node)) = leader.filter(|_| !voters.is_empty()) {
-                    drop(spawn_for(leader, async move {
-                        if let Some(group) = node.group(&sim::lab::GROUP) {
-                            let _changed = group.set_voters(&voters).await;
-                        }
-                    }));
-                }
-            }
-        }
-        SimRuntime::sleep(Duration::from_millis(100 + seeded.below(1_200))).await;
-        if seeded.chance(500) {
-            lab.net.heal();
-            lab.net.set_noise(0, 0);
-            for (number, disk) in lab.disks.iter().enumerate() {
-                disk.set_room(u64::MAX);
-                disk.set_broken(false);
-                lab.want(number, true);
-            }
-        }
-    }
-    lab.net.heal();
-    lab.net.set_noise(0, 0);
-    for (number, disk) in lab.disks.iter().enumerate() {
-        disk.set_room(u64::MAX);
-        disk.set_broken(false);
-        disk.set_lies(false);
-        lab.want(number, true);
-    }
-}
-
-/// All changes, as a member has them.
-async fn all_events(lab: &Lab, upto: Revision) -> Vec<Event> {
-    let mut watch = lab.client(40).watch(b"", b"", Revision(1));
-    let mut events: Vec<Event> = vec![];
-    while events.last().is_none_or(|last| last.revision < upto) {
-        events.extend(watch.next().await.expect("they are kept"));
-    }
-    events
-}
-
-async fn scenario(seed: u64, defect: Defect) -> Result<String, String> {
+async fn scenario(seed: u64, defect: Defect) -> (Result<String, String>, Coverage) {
     let mut seeded = Seeded::new(seed);
     let count = if seeded.chance(300) { 5 } else { 3 };
-    let lab = Lab::start(seed, count).await;
-    let history = Shared::default();
-    for number in 0..CLIENTS {
-        drop(spawn_for(sim::lab::CLIENTS + number, client(lab.clone(), number, seed, defect, Arc::clone(&history))));
+    match Lab::start(seed, count).await {
+        Ok(lab) => (story(&lab, seed, seeded, defect).await, lab.coverage),
+        Err(why) => (Err(why), Coverage::default()),
     }
-    for number in CLIENTS..CLIENTS + 3 {
-        drop(spawn_for(sim::lab::CLIENTS + number, locker(lab.clone(), number, seed, Arc::clone(&history))));
+}
+
+async fn story(lab: &Lab, seed: u64, seeded: Seeded, defect: Defect) -> Result<String, String> {
+    let work = Work::new(if defect == Defect::StaleReads { 100 } else { 0 });
+    for disk in &lab.disks {
+        disk.set_lies(if defect == Defect::SkippedSyncs { 500 } else { 0 });
     }
-    for number in CLIENTS + 3..CLIENTS + 5 {
-        drop(spawn_for(sim::lab::CLIENTS + number, watcher(lab.clone(), number, Arc::clone(&history))));
+    // What one node agrees on alone is not sent to others: then the group's own changes are the log, and must be kept.
+    let may_vote_alone = seed % 5 == 4;
+    work.start(lab, seed, !may_vote_alone);
+    SimRuntime::sleep(Duration::from_secs(1)).await;
+    let is_hard = defect == Defect::SkippedSyncs || seed % 7 == 3;
+    Turmoil::new(lab, seeded, is_hard, may_vote_alone).run().await;
+    for disk in &lab.disks {
+        disk.set_lies(0);
     }
-    SimRuntime::sleep(Duration::from_secs(2)).await;
-    turmoil(&lab, &mut seeded, defect).await;
     // Everybody is well again; work goes on for a while and then ends.
-    SimRuntime::sleep(Duration::from_secs(8)).await;
-    for number in 0..CLIENTS + 3 {
-        runtime::kill(sim::lab::CLIENTS + number);
-    }
-    let last = Transaction { success: vec![put(b"last", 1)], ..Transaction::default() };
-    let done = lab.client(41).transact(last, Duration::from_secs(60)).await;
-    let upto = done.map_err(|error| format!("the group does not recover: {error}"))?.revision;
-    let events = all_events(&lab, upto).await;
-    // Watchers see the end as well.
-    for _ in 0..600 {
-        let seen = history.lock().expect("unpoisoned").watched.iter().filter(|(_, e)| e.revision == upto).count();
-        if seen >= 2 {
-            break;
+    SimRuntime::sleep(Duration::from_secs(3)).await;
+    work.stop();
+    let upto = work.end(lab, 1).await?;
+    lab.have_all_vote().await?;
+    let mut waits = 0;
+    while !work.all_were_told(upto) {
+        if waits == 1_200 {
+            return Err("a watcher is not told any more".into());
         }
-        SimRuntime::sleep(Duration::from_millis(100)).await;
+        waits += 1;
+        SimRuntime::sleep(Duration::from_millis(50)).await;
     }
-    let history = std::mem::take(&mut *history.lock().expect("unpoisoned"));
-    check(&history, &events, upto)?;
+    work.stop_watching();
+    // What was read lies before this.
+    let end = work.end(lab, 2).await?;
+    judge(lab, &work, upto, end).await
+}
+
+/// Watchers were told up to `upto`; the run ended at `end`.
+async fn judge(lab: &Lab, work: &Work, upto: Revision, end: Revision) -> Result<String, String> {
+    let kept = verdict::kept_events(lab, end).await;
+    let history = work.recorder.take();
+    let (tenures, followed) = {
+        let (tenures, followed) = (work.tenures.lock().expect("unpoisoned"), work.followed.lock().expect("unpoisoned"));
+        (tenures.clone(), followed.clone())
+    };
+    verdict::count(&history, &lab.coverage);
+    lab.coverage
+        .count_many("watch overtaken by a compaction", followed.iter().filter(|one| one.is_over).count() as u64);
+    lab.coverage.count_many("pieces of snapshots", lab.net.pieces());
+    let mut events = kept.clone();
+    if let Some(agreed) = lab.net.agreed() {
+        let replay = Replay::of(&agreed);
+        replay.check_answers(&lab.net.told())?;
+        replay.check_nodes(lab, end).await?;
+        events.clone_from(&replay.events);
+        events.retain(|event| event.revision <= end);
+        if !events.ends_with(&kept) {
+            return Err(format!("the group keeps other changes than the twin: {kept:?}, {events:?}"));
+        }
+        lab.coverage.count("replayed on the twin");
+    } else if events.first().is_none_or(|first| first.before.is_some()) {
+        return Err("what the group agreed on was never sent".into());
+    }
+    if verdict::check(&history, &tenures, &followed, &events, upto)? {
+        lab.coverage.count("found one order of all");
+    }
     if let Some(panicked) = runtime::panics().first() {
         return Err(panicked.clone());
     }
-    let done = history.records.iter().filter(|record| matches!(record.outcome, Outcome::Done { .. })).count();
-    let (all, locks, pieces) = (history.records.len(), history.held.len(), lab.net.pieces());
-    let events = events.len();
-    Ok(format!(
-        "{count} nodes, {done} of {all} operations, {events} changes, {locks} locks, {pieces} pieces of snapshots"
-    ))
+    let (nodes, operations, changes, tenures) = (lab.count(), history.operations.len(), events.len(), tenures.len());
+    Ok(format!("{nodes} nodes, {operations} operations, {changes} changes, {tenures} tenures"))
 }
 
-/// Holds what clients saw against the changes that the group says there were.
-fn check(history: &History, events: &[Event], upto: Revision) -> Result<(), String> {
-    let mut by_value: BTreeMap<u64, Revision> = BTreeMap::new();
-    let mut by_key: BTreeMap<&[u8], Vec<(Revision, Option<u64>)>> = BTreeMap::new();
-    for pair in events.windows(2) {
-        if pair[0].revision > pair[1].revision {
-            return Err(format!("changes are out of order: {:?}, {:?}", pair[0], pair[1]));
-        }
-    }
-    for event in events {
-        let after = event.after.as_ref().map(|row| value(&row.value));
-        by_key.entry(&event.key).or_default().push((event.revision, after));
-        let counted = event.key.starts_with(b"key");
-        if let Some(after) = after.filter(|_| counted)
-            && let Some(before) = by_value.insert(after, event.revision)
-        {
-            return Err(format!("{after:#x} was put at {before:?} and again at {:?}", event.revision));
-        }
-    }
-    let mut order: Vec<&Record> = history.records.iter().collect();
-    for record in &order {
-        let found = record.put.and_then(|put| by_value.get(&put));
-        match &record.outcome {
-            Outcome::Done { revision, changed: true, .. } if found != Some(revision) => {
-                return Err(format!("acknowledged, but {found:?} says the log: {record:?}"));
-            }
-            Outcome::Done { changed: false, .. } | Outcome::Not if found.is_some() => {
-                return Err(format!("not done, but {found:?} says the log: {record:?}"));
-            }
-            Outcome::Done { revision, read, changed: false } if record.put.is_none() => {
-                let changes = by_key.get(record.key.as_slice()).map_or(&[][..], Vec::as_slice);
-                let expected = changes.iter().rev().find(|(at, _)| at <= revision).and_then(|(_, value)| *value);
-                if *read != expected {
-                    return Err(format!("read what was not there, {expected:?} was: {record:?}"));
-                }
-            }
-            _ => {}
-        }
-    }
-    // Real time: whoever begins after another ended sees at least what that one saw, and changes come later than it.
-    order.retain(|record| matches!(record.outcome, Outcome::Done { .. }));
-    let mut ends: Vec<(u64, Revision)> = order.iter().map(|record| (record.returned_ns, seen(record))).collect();
-    ends.sort();
-    for (index, end) in ends.clone().iter().enumerate().skip(1) {
-        ends[index].1 = end.1.max(ends[index - 1].1);
-    }
-    for record in &order {
-        let before = ends.partition_point(|(returned, _)| *returned < record.invoked_ns);
-        let Some((_, floor)) = before.checked_sub(1).map(|last| ends[last]) else { continue };
-        let changed = matches!(record.outcome, Outcome::Done { changed: true, .. });
-        if seen(record) < floor || (changed && seen(record) == floor) {
-            return Err(format!("{floor:?} was seen before, so this is stale: {record:?}"));
-        }
-    }
-    let mut held: Vec<&Held> = history.held.iter().collect();
-    held.sort_by_key(|held| held.from_ns);
-    for pair in held.windows(2) {
-        if pair[1].from_ns < pair[0].to_ns {
-            return Err(format!("two held the lock: {:?}, {:?}", pair[0], pair[1]));
-        }
-    }
-    let watchers: BTreeSet<usize> = history.watched.iter().map(|(watcher, _)| *watcher).collect();
-    for watcher in watchers {
-        let seen = history.watched.iter().filter(|(of, _)| *of == watcher).map(|(_, event)| event);
-        let expected = events.iter().filter(|event| event.revision <= upto);
-        let mut both = seen.zip(expected.clone());
-        if let Some((seen, expected)) = both.find(|(seen, expected)| seen != expected) {
-            return Err(format!("watcher {watcher} was told {seen:?} in place of {expected:?}"));
-        }
-        let count = history.watched.iter().filter(|(of, _)| *of == watcher).count();
-        if count < expected.count() {
-            return Err(format!("watcher {watcher} was told {count} changes only"));
-        }
-    }
-    Ok(())
+/// What must have happened, and how often at least in 25 seeds.
+fn wanted() -> Vec<(String, u64)> {
+    let faults = Fault::ALL.into_iter().flat_map(|fault| {
+        [(format!("fault: {fault:?}"), 10), (format!("fault during a change of members: {fault:?}"), 1)]
+    });
+    let others = [
+        ("another leads", 25),
+        ("asked: changes of several keys", 500),
+        ("asked: compaction", 50),
+        ("asked: delete", 500),
+        ("asked: delete of a range", 200),
+        ("asked: get", 5_000),
+        ("asked: grant of a lease", 200),
+        ("asked: prolonged lease", 25),
+        ("asked: put", 1_000),
+        ("asked: put if unchanged", 1_000),
+        ("asked: put under a lease", 200),
+        ("asked: range", 1_000),
+        ("asked: revocation", 15),
+        ("disk: full", 5),
+        ("disk: input/output error", 5),
+        ("disk: unsynced writes lost in a crash", 3),
+        ("disk: unsynced writes torn in a crash", 3),
+        ("disk: work stalled", 15),
+        ("found one order of all", 18),
+        ("members: added", 2),
+        ("members: other voters", 25),
+        ("members: removed", 4),
+        ("pieces of snapshots", 25),
+        ("replayed on the twin", 20),
+        ("told: a comparison did not hold", 100),
+        ("told: done", 5_000),
+        ("told: not known", 25),
+        ("told: read", 5_000),
+        ("told: refused", 1),
+        ("watch overtaken by a compaction", 5),
+    ];
+    faults.chain(others.into_iter().map(|(name, least)| (name.to_owned(), least))).collect()
 }
 
-fn seen(record: &Record) -> Revision {
-    match record.outcome {
-        Outcome::Done { revision, .. } => revision,
-        Outcome::Not | Outcome::Unknown => Revision(0),
-    }
+fn seeds() -> std::ops::Range<u64> {
+    let Ok(text) = std::env::var("MESHD_SEEDS") else { return 0..100 };
+    let range = text.split_once("..").and_then(|(first, last)| Some(first.parse().ok()?..last.parse().ok()?));
+    range.expect("MESHD_SEEDS=FIRST..LAST")
 }
 
-fn seeds(usual: std::ops::Range<u64>) -> std::ops::Range<u64> {
-    let Ok(text) = std::env::var("MESHD_SEEDS") else { return usual };
-    let (first, last) = text.split_once("..").expect("MESHD_SEEDS=FIRST..LAST");
-    first.parse().expect("a number")..last.parse().expect("a number")
+/// Runs every fourth seed. All of them, also behind one that fails.
+fn clients_see_one_history_whatever_fails(share: u64) {
+    let mut counts: BTreeMap<String, u64> = BTreeMap::new();
+    let (mut ran, mut failed) = (0_u64, vec![]);
+    for seed in seeds().filter(|seed| seed % SHARES == share) {
+        let ((result, coverage), trace) = run(seed, scenario(seed, Defect::None));
+        ran += 1;
+        for (what, times) in coverage.counts() {
+            *counts.entry(what).or_default() += times;
+        }
+        match result {
+            Ok(said) => println!("seed {seed}: {said}, trace {trace:016x}"),
+            Err(why) => {
+                let next = seed + 1;
+                println!("seed {seed} FAILED: {why}");
+                println!("again: MESHD_SEEDS={seed}..{next} cargo test -p meshd-coord --test histories -- --nocapture");
+                failed.push(seed);
+            }
+        }
+    }
+    println!("in {ran} seeds: {counts:#?}");
+    assert!(failed.is_empty(), "seeds that fail: {failed:?}; how to repeat them is said above");
+    for (what, least) in wanted() {
+        let (times, least) = (counts.get(&what).copied().unwrap_or(0), least * ran / 25);
+        assert!(times >= least || ran < 25, "{what:?}: {times} times in {ran} seeds, which should be {least} at least");
+    }
 }
 
 #[test]
-fn clients_see_one_history_whatever_fails() {
-    for seed in seeds(0..10) {
-        let (result, trace) = run(seed, scenario(seed, Defect::None));
-        match result {
-            Ok(said) => println!("seed {seed}: {said}, trace {trace:016x}"),
-            Err(why) => panic!("seed {seed}: {why}"),
-        }
-    }
+fn clients_see_one_history_whatever_fails_1() {
+    clients_see_one_history_whatever_fails(0);
 }
 
-/// How many of some seeds notice a defect.
-fn noticed(defect: Defect, seeds: std::ops::Range<u64>) -> Vec<String> {
-    seeds.filter_map(|seed| run(seed, scenario(seed, defect)).0.err()).collect()
+#[test]
+fn clients_see_one_history_whatever_fails_2() {
+    clients_see_one_history_whatever_fails(1);
+}
+
+#[test]
+fn clients_see_one_history_whatever_fails_3() {
+    clients_see_one_history_whatever_fails(2);
+}
+
+#[test]
+fn clients_see_one_history_whatever_fails_4() {
+    clients_see_one_history_whatever_fails(3);
+}
+
+/// What is said of a defect by the first of some seeds that notices it.
+fn noticed(defect: Defect, seeds: std::ops::Range<u64>, as_what: &str) {
+    for seed in seeds.clone() {
+        if let Err(why) = run(seed, scenario(seed, defect)).0.0 {
+            println!("seed {seed}: {why}");
+            assert!(why.contains(as_what), "{defect:?} is taken for something else: {why}");
+            return;
+        }
+    }
+    panic!("{defect:?} was not noticed in seeds {seeds:?}");
 }
 
 #[test]
 fn build_that_skips_syncs_is_caught() {
-    let noticed = noticed(Defect::NoSync, 0..4);
-    println!("{noticed:#?}");
-    assert!(!noticed.is_empty(), "acknowledged changes were lost, and nobody noticed");
+    // What it loses shows in many ways: a change that is gone, a node or the group that does not come back.
+    noticed(Defect::SkippedSyncs, 0..20, "");
 }
 
 #[test]
 fn build_that_serves_stale_reads_is_caught() {
-    let noticed = noticed(Defect::StaleReads, 0..4);
-    println!("{noticed:#?}");
-    assert!(noticed.iter().any(|why| why.contains("stale")), "reads were stale, and nobody noticed: {noticed:?}");
+    noticed(Defect::StaleReads, 0..20, "stale");
 }
 
 #[test]
 fn seed_says_all() {
     let once = || run(7, scenario(7, Defect::None)).1;
     assert_eq!(once(), once(), "two runs of one seed differ");
+}
+
+/// Two of four change places as voters while a third is away; then those leave who know of it, but for the new one.
+async fn stranger_is_needed(seed: u64) -> Result<(), String> {
+    let lab = Lab::start(seed, 4).await?;
+    let keys = lab.keys();
+    let [one, two, three, four] = keys[..] else { return Err("there are four".into()) };
+    lab.have_vote(&[one, two, three]).await?;
+    lab.forget(four).await?;
+    lab.want(2, false);
+    lab.have_vote(&[one, three, four]).await.expect_err("it is no member");
+    lab.learn(four).await?;
+    lab.have_vote(&[one, three, four]).await?;
+    lab.want(0, false);
+    lab.want(1, false);
+    lab.want(2, true);
+    // The third has never heard of the fourth, and they are the majority.
+    Work::new(0).end(&lab, 1).await.map(drop)
+}
+
+#[test]
+fn member_that_was_away_votes_for_one_it_does_not_know() {
+    for seed in 0..5 {
+        let (done, _) = run(seed, stranger_is_needed(seed));
+        assert_eq!(done, Ok(()), "seed {seed}");
+    }
 }

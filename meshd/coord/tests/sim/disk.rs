@@ -7,12 +7,14 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use coordlab::mix;
 use meshd_coord::env::Disk;
 use openraft::AsyncRuntime as _;
 use parking_lot::Mutex;
 use redb::StorageBackend;
 
-use super::runtime::{self, NodeNumber, SimRuntime, mix};
+use super::coverage::Coverage;
+use super::runtime::{self, NodeNumber, SimRuntime};
 
 /// What is written whole or not at all.
 const SECTOR: usize = 512;
@@ -36,8 +38,9 @@ struct State {
     bytes_max: u64,
     stalled_until_ns: u64,
     broken: bool,
-    /// Syncs that do nothing: the deliberately broken build.
-    lies: bool,
+    /// With which chance a sync of the log does nothing: the deliberately broken build.
+    lies_per_mille: u64,
+    coverage: Coverage,
     /// After so many writes and syncs the node is as good as dead.
     dies_after: Option<u64>,
 }
@@ -53,7 +56,7 @@ impl Debug for SimDisk {
 }
 
 impl SimDisk {
-    pub(crate) fn new(node: NodeNumber, seed: u64) -> Self {
+    pub(crate) fn new(node: NodeNumber, seed: u64, coverage: Coverage) -> Self {
         Self(Arc::new(Mutex::new(State {
             node,
             seed: mix(seed ^ node as u64),
@@ -62,7 +65,8 @@ impl SimDisk {
             bytes_max: u64::MAX,
             stalled_until_ns: 0,
             broken: false,
-            lies: false,
+            lies_per_mille: 0,
+            coverage,
             dies_after: None,
         })))
     }
@@ -77,8 +81,10 @@ impl SimDisk {
         state.life += 1;
         state.dies_after = None;
         let (seed, life) = (state.seed, state.life);
+        let all_is_lost = mix(seed ^ life).is_multiple_of(3);
         for (name, file) in &state.files {
             let mut file = file.lock();
+            let (mut kept, mut lost) = (0, 0);
             let name = name.bytes().fold(seed ^ life, |hash, byte| mix(hash ^ u64::from(byte)));
             let mut after = file.durable.clone();
             // Longer files may have become so, or not yet.
@@ -87,9 +93,11 @@ impl SimDisk {
             }
             for sector in &file.dirty {
                 let (from, to) = (sector * SECTOR, (sector + 1) * SECTOR);
-                if mix(name ^ *sector as u64).is_multiple_of(2) {
+                if all_is_lost || mix(name ^ *sector as u64).is_multiple_of(2) {
+                    lost += 1;
                     continue;
                 }
+                kept += 1;
                 let to = to.min(file.content.len()).min(after.len());
                 if from < to {
                     after[from..to].copy_from_slice(&file.content[from..to]);
@@ -98,6 +106,11 @@ impl SimDisk {
             file.content.clone_from(&after);
             file.durable = after;
             file.dirty.clear();
+            match (kept, lost) {
+                (0, 1..) => state.coverage.count("disk: unsynced writes lost in a crash"),
+                (1.., 1..) => state.coverage.count("disk: unsynced writes torn in a crash"),
+                _ => {}
+            }
         }
     }
 
@@ -117,8 +130,8 @@ impl SimDisk {
         self.state().broken = broken;
     }
 
-    pub(crate) fn set_lies(&self, lies: bool) {
-        self.state().lies = lies;
+    pub(crate) fn set_lies(&self, per_mille: u64) {
+        self.state().lies_per_mille = per_mille;
     }
 
     /// The node dies in the middle of its writes, after so many.
@@ -139,6 +152,7 @@ impl State {
             return Err(io::Error::other("the node is dead"));
         }
         if self.broken {
+            self.coverage.count("disk: input/output error");
             return Err(io::Error::other("input/output error"));
         }
         if write && let Some(left) = &mut self.dies_after {
@@ -148,10 +162,23 @@ impl State {
     }
 }
 
+impl State {
+    /// Whether a file may be so long.
+    fn check_room(&self, used: u64, file: &File, len: usize) -> io::Result<()> {
+        let grown = len.saturating_sub(file.content.len()) as u64;
+        if grown > 0 && used + grown > self.bytes_max {
+            self.coverage.count("disk: full");
+            return Err(io::Error::from(io::ErrorKind::StorageFull));
+        }
+        Ok(())
+    }
+}
+
 #[derive(Debug)]
 struct Backend {
     disk: SimDisk,
     file: Arc<Mutex<File>>,
+    is_log: bool,
     life: u64,
 }
 
@@ -175,11 +202,8 @@ impl StorageBackend for Backend {
         let mut state = self.disk.state();
         state.check(self.life, true)?;
         let mut file = self.file.lock();
-        let grown = len.saturating_sub(file.content.len() as u64);
-        if grown > 0 && used + grown > state.bytes_max {
-            return Err(io::Error::from(io::ErrorKind::StorageFull));
-        }
         let len = usize::try_from(len).map_err(io::Error::other)?;
+        state.check_room(used, &file, len)?;
         file.content.resize(len, 0);
         Ok(())
     }
@@ -187,7 +211,7 @@ impl StorageBackend for Backend {
     fn sync_data(&self) -> Result<(), io::Error> {
         let mut state = self.disk.state();
         state.check(self.life, true)?;
-        if state.lies {
+        if self.is_log && runtime::random() % 1_000 < state.lies_per_mille {
             return Ok(());
         }
         let mut file = self.file.lock();
@@ -203,11 +227,13 @@ impl StorageBackend for Backend {
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> Result<(), io::Error> {
+        let used = self.disk.used();
         let mut state = self.disk.state();
         state.check(self.life, true)?;
         let mut file = self.file.lock();
         let from = usize::try_from(offset).map_err(io::Error::other)?;
         let to = from + data.len();
+        state.check_room(used, &file, to)?;
         if to > file.content.len() {
             file.content.resize(to, 0);
         }
@@ -222,8 +248,9 @@ impl Disk for SimDisk {
         let mut state = self.state();
         let life = state.life;
         state.check(life, false)?;
+        let is_log = file.ends_with(".log");
         let file = Arc::clone(state.files.entry(file.to_owned()).or_default());
-        Ok(Box::new(Backend { disk: self.clone(), file, life }))
+        Ok(Box::new(Backend { disk: self.clone(), file, is_log, life }))
     }
 
     fn exists(&self, file: &str) -> io::Result<bool> {
@@ -253,6 +280,9 @@ impl Disk for SimDisk {
             let (wait, node) = {
                 let state = disk.state();
                 let stalled = state.stalled_until_ns.saturating_sub(runtime::now_ns());
+                if stalled > 0 {
+                    state.coverage.count("disk: work stalled");
+                }
                 let usual = 50_000 + runtime::random() % 1_500_000;
                 (Duration::from_nanos(stalled + usual), state.node)
             };

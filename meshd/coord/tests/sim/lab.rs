@@ -7,6 +7,7 @@ use meshd_coord::{Client, Group, GroupSettings, Node, Timing, Trouble};
 use openraft::AsyncRuntime as _;
 use vdc::{Hash, Key};
 
+use super::coverage::Coverage;
 use super::disk::SimDisk;
 use super::net::{Net, SimEnv, SimTransport, key};
 use super::runtime::{self, NodeNumber, SimRuntime, kill, spawn_for};
@@ -22,36 +23,65 @@ pub(crate) struct Lab {
     entries_per_checkpoint: u64,
     pub(crate) net: Net,
     pub(crate) disks: Vec<SimDisk>,
+    pub(crate) coverage: Coverage,
     /// Which nodes should run.
     wanted: Arc<Mutex<Vec<bool>>>,
 }
 
 impl Lab {
     /// Makes a group of `count` voters.
-    pub(crate) async fn start(seed: u64, count: usize) -> Self {
-        let disks = (0..count).map(|number| SimDisk::new(number, seed)).collect();
+    pub(crate) async fn start(seed: u64, count: usize) -> Result<Self, String> {
+        let coverage = Coverage::default();
+        let disks = (0..count).map(|number| SimDisk::new(number, seed, coverage.clone())).collect();
         let entries_per_checkpoint = 10 + runtime::random() % 150;
         let lab = Self {
             seed,
             entries_per_checkpoint,
             net: Net::default(),
             disks,
+            coverage,
             wanted: Arc::new(Mutex::new(vec![true; count])),
         };
         for number in 0..count {
             drop(spawn_for(runtime::TESTER, lab.clone().supervise(number)));
         }
-        let keys = lab.keys();
-        for number in 1..count {
-            let learner = key(number);
-            lab.change(move |group| async move { group.add_learner(learner).await }).await;
+        lab.have_all_vote().await?;
+        Ok(lab)
+    }
+
+    /// Makes every node a member and a voter.
+    pub(crate) async fn have_all_vote(&self) -> Result<(), String> {
+        for node in self.keys() {
+            self.learn(node).await?;
         }
-        lab.change(move |group| {
-            let keys = keys.clone();
-            async move { group.set_voters(&keys).await }
+        self.have_vote(&self.keys()).await
+    }
+
+    /// Makes a node a member, if it is none.
+    pub(crate) async fn learn(&self, node: Key) -> Result<(), String> {
+        self.change(move |group| async move {
+            let standing = group.standing().map_err(|error| Trouble::Unavailable { why: error.to_string() })?;
+            if standing.voters.contains(&node) || standing.learners.contains(&node) {
+                return Ok(());
+            }
+            group.add_learner(node).await
         })
-        .await;
-        lab
+        .await
+    }
+
+    /// Has a node that does not vote be a member no more.
+    pub(crate) async fn forget(&self, node: Key) -> Result<(), String> {
+        self.change(move |group| async move { group.remove_learner(node).await }).await
+    }
+
+    /// Has these vote, and no others.
+    pub(crate) async fn have_vote(&self, voters: &[Key]) -> Result<(), String> {
+        let voters = voters.to_vec();
+        self.change(move |group| {
+            let voters = voters.clone();
+            async move { group.set_voters(&voters).await }
+        })
+        .await
     }
 
     pub(crate) fn count(&self) -> usize {
@@ -63,7 +93,8 @@ impl Lab {
     }
 
     fn env(&self, number: NodeNumber) -> SimEnv {
-        let disk = self.disks.get(number).cloned().unwrap_or_else(|| SimDisk::new(number, self.seed));
+        let disk =
+            self.disks.get(number).cloned().unwrap_or_else(|| SimDisk::new(number, self.seed, Coverage::default()));
         SimEnv { disk, transport: SimTransport { own: number, net: self.net.clone() } }
     }
 
@@ -131,21 +162,25 @@ impl Lab {
     }
 
     /// Has a change of members made by whoever leads.
-    pub(crate) async fn change<F: Future<Output = Result<(), Trouble>> + Send + 'static>(
+    async fn change<F: Future<Output = Result<(), Trouble>> + Send + 'static>(
         &self,
         change: impl Fn(Group<SimEnv>) -> F,
-    ) {
-        for _ in 0..2_000 {
+    ) -> Result<(), String> {
+        let mut last = "nobody leads".to_owned();
+        for _ in 0..500 {
             let group = self.leader().and_then(|leader| Some((leader, self.net.node(leader)?.group(&GROUP)?)));
             if let Some((leader, group)) = group {
                 let changed = spawn_for(leader, change(group));
-                if let Ok(Ok(Ok(()))) = SimRuntime::timeout(Duration::from_secs(5), changed).await {
-                    return;
-                }
+                last = match SimRuntime::timeout(Duration::from_secs(5), changed).await {
+                    Ok(Ok(Ok(()))) => return Ok(()),
+                    Ok(Ok(Err(trouble))) => format!("node {leader}: {trouble}"),
+                    Ok(Err(ended)) => format!("node {leader}: {ended}"),
+                    Err(elapsed) => format!("node {leader}: {elapsed}"),
+                };
             }
             SimRuntime::sleep(Duration::from_millis(20)).await;
         }
-        panic!("the members were not changed");
+        Err(format!("the members cannot be changed: {last}"))
     }
 
     /// A client on a box of its own.

@@ -11,6 +11,8 @@ use meshd_coord::Node;
 use meshd_coord::env::{Class, Env, Transport, TransportError};
 use openraft::AsyncRuntime as _;
 use vdc::Key;
+use vdc_coord::wire::{Ask, PayloadForm, Place, Reply, decode_frame, decode_reply};
+use vdc_coord::{Answer, ClientId, Refusal};
 
 use super::disk::SimDisk;
 use super::runtime::{self, NodeNumber, SimRuntime, spawn_for};
@@ -24,7 +26,15 @@ struct State {
     twice_per_mille: u64,
     /// Pieces of snapshots that were sent.
     pieces: u64,
+    /// Every entry that was sent to a member, with what comes before it in the log.
+    entries: BTreeMap<Place, (Option<Place>, PayloadForm)>,
+    /// The last that a leader said was committed.
+    committed: Option<Place>,
+    told: BTreeMap<(ClientId, u64), Vec<Told>>,
 }
+
+/// What a request was answered.
+pub(crate) type Told = Result<Answer, Refusal>;
 
 /// All lines of a simulation.
 #[derive(Clone, Default)]
@@ -53,6 +63,48 @@ impl Net {
 
     pub(crate) fn pieces(&self) -> u64 {
         self.state().pieces
+    }
+
+    /// What the group agreed on, entry by entry from the first on: what was sent, as far as leaders called it committed. None
+    /// if a part of it was never sent, which happens when one node votes alone.
+    pub(crate) fn agreed(&self) -> Option<Vec<PayloadForm>> {
+        let state = self.state();
+        let mut entries = vec![];
+        let mut next = state.committed;
+        // The very first makes the group, with one member.
+        while let Some(place) = next.filter(|place| place.index > 0) {
+            let (before, payload) = state.entries.get(&place)?;
+            entries.push(payload.clone());
+            next = *before;
+        }
+        entries.reverse();
+        Some(entries)
+    }
+
+    /// All answers to requests that arrived at those who asked.
+    pub(crate) fn told(&self) -> BTreeMap<(ClientId, u64), Vec<Told>> {
+        self.state().told.clone()
+    }
+
+    fn note_question(&self, ask: &Ask) {
+        let Ask::Append { before, entries, committed, .. } = ask else { return };
+        let mut state = self.state();
+        let mut before = *before;
+        for entry in entries {
+            state.entries.insert(entry.place, (before, entry.payload.clone()));
+            before = Some(entry.place);
+        }
+        if committed.map(|place| place.index) > state.committed.map(|place| place.index) {
+            state.committed = *committed;
+        }
+    }
+
+    fn note_answer(&self, ask: &Ask, answer: &[u8]) {
+        let Ask::Requests(requests) = ask else { return };
+        let Ok(Reply::Answers(answers)) = decode_reply(answer) else { return };
+        for (request, answer) in requests.iter().zip(answers) {
+            self.state().told.entry((request.client, request.number)).or_default().push(answer);
+        }
     }
 
     pub(crate) fn heal(&self) {
@@ -104,6 +156,8 @@ impl Transport for SimTransport {
     ) -> impl Future<Output = Result<Bytes, TransportError>> + Send {
         let (own, net) = (self.own, self.net.clone());
         net.state().pieces += u64::from(class == Class::Snapshot);
+        let ask = decode_frame(&frame).expect("nodes send good frames").ask;
+        net.note_question(&ask);
         async move {
             let target = number(to);
             let broken = |why: &str| TransportError::Broken { node: to, why: why.into() };
@@ -129,7 +183,12 @@ impl Transport for SimTransport {
                 Ok(answer)
             };
             match SimRuntime::timeout(limit, exchange).await {
-                Ok(result) => result,
+                Ok(result) => {
+                    if let Ok(answer) = &result {
+                        net.note_answer(&ask, answer);
+                    }
+                    result
+                }
                 Err(_) => Err(broken("time is up")),
             }
         }

@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
+use coordlab::{Seeded, mix};
 use openraft::AsyncRuntime;
 use openraft_rt_tokio::TokioRuntime;
 use rand::SeedableRng as _;
@@ -26,38 +27,6 @@ type TaskId = u64;
 
 thread_local! {
     static WORLD: RefCell<Option<World>> = const { RefCell::new(None) };
-}
-
-/// SplitMix64 (Steele, Lea, Flood 2014): enough for choices, and the same everywhere.
-#[derive(Clone, Debug)]
-pub(crate) struct Seeded(u64);
-
-impl Seeded {
-    pub(crate) fn new(seed: u64) -> Self {
-        Self(seed)
-    }
-
-    pub(crate) fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        mix(self.0)
-    }
-
-    /// From 0 up to before `end`.
-    pub(crate) fn below(&mut self, end: u64) -> u64 {
-        self.next() % end.max(1)
-    }
-
-    /// With this chance in a thousand.
-    pub(crate) fn chance(&mut self, per_mille: u64) -> bool {
-        self.below(1_000) < per_mille
-    }
-}
-
-/// The finalizer of SplitMix64.
-pub(crate) fn mix(value: u64) -> u64 {
-    let value = (value ^ (value >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let value = (value ^ (value >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    value ^ (value >> 31)
 }
 
 type Body = Pin<Box<dyn Future<Output = ()> + Send>>;
