@@ -49,6 +49,7 @@ const STEPS: &[Step<World>] = &[
     Step { name: "lisbon and paris fetch web.berlin.acme.internal", run: web::fetch },
     Step { name: "SIGKILL of berlin's daemon under requests, restart", run: web::kill },
     Step { name: "berlin: logs and exec of what ran on", run: web::look },
+    Step { name: "the VDC's coordination group: what may fail now", run: decide },
     Step { name: "a fourth box joins, is used, and is revoked", run: revoke },
     Step { name: "status and metrics", run: status },
 ];
@@ -209,6 +210,17 @@ fn longest_gap(log: &str) -> Duration {
         .collect();
     let longest = times.windows(2).map(|pair| pair[1] - pair[0]).fold(0.0, f64::max);
     Duration::from_secs_f64(longest)
+}
+
+/// The group of three sites has formed by itself meanwhile.
+fn decide(world: &mut World) -> Result<String> {
+    let told = wait_until(PATIENCE, "a voter at each site", || {
+        let status = world.boxes[LISBON].ctl(&["coord", "status"]).ok()?;
+        let vdc = status["groups"].as_array()?.iter().find(|group| group["home"] == "vdc")?.clone();
+        let words = vdc["redundancy"]["words"].as_str()?.to_owned();
+        (vdc["state"] == "serving" && words.contains("any one of 3 sites may go dark")).then_some(words)
+    })?;
+    Ok(told)
 }
 
 fn revoke(world: &mut World) -> Result<String> {

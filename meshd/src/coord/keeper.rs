@@ -120,6 +120,8 @@ pub(super) async fn run(coord: Coord, token: CancellationToken) {
             group.close().await;
         }
     }
+    // What others still hold of this would keep the files open.
+    coord.0.groups.send_replace(Arc::default());
 }
 
 impl Keeper {
