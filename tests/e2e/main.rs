@@ -15,6 +15,8 @@ mod container_remote;
 #[cfg(test)]
 mod containers;
 #[cfg(test)]
+mod coordination;
+#[cfg(test)]
 mod daemon;
 #[cfg(test)]
 mod links;
