@@ -129,6 +129,15 @@ fn build_for_end_to_end(run: &mut Run) -> Result<()> {
     debian::ensure_unpacked(run)?;
     ensure_nextest(run)?;
     run.cargo(&[
-        "build", "--locked", "--package", "meshd", "--package", "meshctl", "--package", "meshd-shim", "--package", "coordbox",
+        "build",
+        "--locked",
+        "--package",
+        "meshd",
+        "--package",
+        "meshctl",
+        "--package",
+        "meshd-shim",
+        "--package",
+        "coordbox",
     ])
 }
