@@ -20,7 +20,7 @@ pub fn binary(name: &str) -> Result<String> {
     let folder = std::env::var_os("MESHD_BIN_DIR")
         .map_or_else(|| PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../target/debug")), PathBuf::from);
     let path = folder.join(name);
-    ensure!(path.exists(), "{} is missing: cargo build -p meshd -p meshctl -p meshd-shim", path.display());
+    ensure!(path.exists(), "{} is missing: cargo build -p meshd -p meshctl -p meshd-shim -p coordbox", path.display());
     Ok(path.canonicalize()?.display().to_string())
 }
 

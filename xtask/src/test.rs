@@ -128,5 +128,16 @@ fn build_for_end_to_end(run: &mut Run) -> Result<()> {
     debian::require_root("the end-to-end stage")?;
     debian::ensure_unpacked(run)?;
     ensure_nextest(run)?;
-    run.cargo(&["build", "--locked", "--package", "meshd", "--package", "meshctl", "--package", "meshd-shim"])
+    run.cargo(&[
+        "build",
+        "--locked",
+        "--package",
+        "meshd",
+        "--package",
+        "meshctl",
+        "--package",
+        "meshd-shim",
+        "--package",
+        "coordbox",
+    ])
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use openraft::{AsyncRuntime, Instant as _};
 use parking_lot::Mutex;
-use tokio::sync::{Mutex as AsyncMutex, Semaphore};
+use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard};
 use vdc::{Hash, Key};
 use vdc_coord::limits::WINDOW;
 use vdc_coord::{Answer, ClientId, Command, Done, Event, LeaseId, Page, Refusal, Request, Revision, Row, Transaction};
@@ -15,8 +15,10 @@ use crate::env::{Env, TransportError};
 use crate::node::{Node, Unanswered};
 use vdc_coord::wire::{Ask, Reply, Standing, Trouble};
 
-/// How long one try may take.
-const TRY_LIMIT: Duration = Duration::from_secs(3);
+/// How long one try may take; a first one less: a leader that is cut off must not hold everybody up, and a repeated request
+/// does no harm.
+const TRY_LIMIT: Duration = Duration::from_secs(4);
+const FIRST_TRY_LIMIT: Duration = Duration::from_secs(1);
 /// Shortest and longest pause between tries.
 const PAUSE_MIN: Duration = Duration::from_millis(10);
 const PAUSE_MAX: Duration = Duration::from_millis(400);
@@ -52,7 +54,8 @@ struct Inner<E: Env> {
     members: Mutex<Arc<[Key]>>,
     leader: Mutex<Option<Key>>,
     session: AsyncMutex<Option<Session>>,
-    window: Semaphore,
+    /// One place for each request under way, by its number: see [`Client::numbered`].
+    window: Vec<Arc<AsyncMutex<()>>>,
 }
 
 /// Asks one group. Cheap to clone; clones share a session.
@@ -82,6 +85,8 @@ struct Tries<E: Env> {
     maybe_done: bool,
     /// Why this node may not ask for it.
     forbidden: Option<String>,
+    /// How long the next try may take.
+    limit: Duration,
 }
 
 impl<E: Env> Client<E> {
@@ -93,7 +98,7 @@ impl<E: Env> Client<E> {
             members: Mutex::new(members.into()),
             leader: Mutex::new(None),
             session: AsyncMutex::new(None),
-            window: Semaphore::new(usize::try_from(WINDOW - 1).unwrap_or(usize::MAX)),
+            window: (1..WINDOW).map(|_| Arc::default()).collect(),
         }))
     }
 
@@ -132,7 +137,8 @@ impl<E: Env> Client<E> {
             return None;
         };
         let left = tries.deadline - Instant::<E>::now();
-        let limit = TRY_LIMIT.min(left.max(Duration::from_millis(1)));
+        let limit = tries.limit.min(left.max(Duration::from_millis(1)));
+        tries.limit = (tries.limit * 2).min(TRY_LIMIT);
         let asked = E::Runtime::timeout(limit, self.0.node.ask(target, self.0.group, ask, limit)).await;
         let trouble = match asked {
             Ok(Ok(reply)) => {
@@ -197,17 +203,16 @@ impl<E: Env> Client<E> {
     /// [`ClientError`]; only [`ClientError::Unknown`] leaves open whether it was done.
     pub async fn command(&self, command: Command, limit: Duration) -> Result<Answer, ClientError> {
         let mut tries = self.tries(limit);
-        let Ok(_place) = self.0.window.acquire().await else {
-            return Err(ClientError::Unavailable { last: "the client was closed".into() });
-        };
         loop {
-            let (id, number) = self.numbered(&mut tries).await?;
+            let (id, number, place) = self.numbered(&mut tries).await?;
             let ask = Ask::Requests(vec![Request { client: id, number, command: command.clone() }]);
             loop {
                 match self.attempt(&mut tries, ask.clone()).await {
                     Some(Reply::Answers(mut answers)) => match answers.pop() {
                         Some(Ok(answer)) => return Ok(answer),
                         Some(Err(refusal @ (Refusal::UnknownClient | Refusal::Forgotten { .. }))) => {
+                            // The one that waits for this place holds the session.
+                            drop(place);
                             self.forget(id).await;
                             if tries.maybe_done {
                                 return Err(ClientError::Unknown { last: refusal.to_string() });
@@ -227,8 +232,10 @@ impl<E: Env> Client<E> {
         }
     }
 
-    /// The session's id and its next number; opens a session first where there is none.
-    async fn numbered(&self, tries: &mut Tries<E>) -> Result<(ClientId, u64), ClientError> {
+    /// The session's id and its next number; opens a session first where there is none. The group keeps the answers to the last
+    /// numbers only, so a number is given when the one is done with that it would push out: one that is slow is not forgotten
+    /// because others overtake it.
+    async fn numbered(&self, tries: &mut Tries<E>) -> Result<(ClientId, u64, OwnedMutexGuard<()>), ClientError> {
         let mut session = self.0.session.lock().await;
         if session.is_none() {
             let id = ClientId(self.0.node.env().random());
@@ -248,8 +255,11 @@ impl<E: Env> Client<E> {
         }
         let session = session.as_mut().expect("opened above");
         let number = session.next;
+        let places = self.0.window.len() as u64;
+        let place = usize::try_from(number % places).unwrap_or(0);
+        let place = Arc::clone(&self.0.window[place]).lock_owned().await;
         session.next += 1;
-        Ok((session.id, number))
+        Ok((session.id, number, place))
     }
 
     async fn forget(&self, id: ClientId) {

@@ -46,7 +46,11 @@ async fn scenario(seed: u64, defect: Defect) -> (Result<String, String>, Coverag
     let mut seeded = Seeded::new(seed);
     let count = if seeded.chance(300) { 5 } else { 3 };
     match Lab::start(seed, count).await {
-        Ok(lab) => (story(&lab, seed, seeded, defect).await, lab.coverage),
+        Ok(lab) => {
+            let verdict = story(&lab, seed, seeded, defect).await;
+            lab.end();
+            (verdict, lab.coverage)
+        }
         Err(why) => (Err(why), Coverage::default()),
     }
 }
@@ -258,7 +262,9 @@ async fn stranger_is_needed(seed: u64) -> Result<(), String> {
     lab.want(1, false);
     lab.want(2, true);
     // The third has never heard of the fourth, and they are the majority.
-    Work::new(0).end(&lab, 1).await.map(drop)
+    let done = Work::new(0).end(&lab, 1).await.map(drop);
+    lab.end();
+    done
 }
 
 #[test]

@@ -150,6 +150,15 @@ impl Lab {
         self.disks[number].crash();
     }
 
+    /// Lets go of all nodes: they and the lines between them hold each other.
+    pub(crate) fn end(&self) {
+        for number in 0..self.count() {
+            let node = self.net.down(number);
+            kill(number);
+            drop(node);
+        }
+    }
+
     pub(crate) fn want(&self, number: NodeNumber, up: bool) {
         self.wanted.lock().expect("unpoisoned")[number] = up;
     }
