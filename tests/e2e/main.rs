@@ -16,6 +16,7 @@ mod container_remote;
 mod containers;
 #[cfg(test)]
 mod coord;
+#[cfg(test)]
 mod coordination;
 #[cfg(test)]
 mod daemon;

@@ -45,7 +45,7 @@ const PURE_CLOSURE: &[&str] = &[
 /// Programs and what only serves them: nothing imports these.
 const BINARIES: &[&str] = &["meshd", "meshd-shim", "meshctl", "simulations", "tests", "xtask"];
 /// Crates that exist for tests only.
-const TEST_SUPPORT: &[&str] = &["coordlab", "fuzz-targets", "meshlab"];
+const TEST_SUPPORT: &[&str] = &["coordbox", "coordlab", "fuzz-targets", "meshlab"];
 
 /// Heavy or dangerous dependencies and the only crates that may name them.
 const LEAVES: &[(&str, &[&str], &str)] = &[
@@ -69,7 +69,7 @@ const LEAVES: &[(&str, &[&str], &str)] = &[
     ),
     ("zbus", &["meshd-dns"], "D-Bus is spoken to the host's resolver only"),
     ("clap", &["meshd", "meshctl", "simulations", "tests", "xtask"], "only programs have a command line"),
-    ("anyhow", &["meshd", "meshctl", "meshlab", "simulations", "tests", "xtask"], "libraries have typed errors"),
+    ("anyhow", &["coordbox", "meshd", "meshctl", "meshlab", "simulations", "tests", "xtask"], "libraries have typed errors"),
 ];
 
 /// Why `member` may not depend on our crate `on`, if so.

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
-use coordbox::{Check, Load, Peer, Serve};
+use coordbox::{Bench, Check, Load, Peer, Serve};
 use serde_json::{Value, json};
 
 #[derive(Parser)]
@@ -54,6 +54,8 @@ enum Command {
     Load(Load),
     /// Hold a record against what the group has; fails if something was lost or done twice
     Check(Check),
+    /// Measure three nodes, and three of etcd beside them; a figure a line
+    Bench(Bench),
 }
 
 #[derive(Subcommand)]
@@ -84,6 +86,10 @@ async fn run(command: Command) -> Result<bool> {
     let said = match command {
         Command::Serve(options) => {
             coordbox::serve(&options).await?;
+            return Ok(true);
+        }
+        Command::Bench(options) => {
+            coordbox::bench(&options, |figure| println!("{figure}")).await?;
             return Ok(true);
         }
         Command::Found { peers, groups } => {
