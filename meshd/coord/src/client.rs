@@ -116,6 +116,7 @@ impl<E: Env> Client<E> {
             last: "there is no member".into(),
             maybe_done: false,
             forbidden: None,
+            limit: FIRST_TRY_LIMIT,
         }
     }
 

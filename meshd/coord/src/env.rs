@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use openraft::AsyncRuntime;
+pub use openraft_rt_tokio::TokioRuntime;
 use redb::StorageBackend;
 use vdc::Key;
 

@@ -2,9 +2,8 @@
 
 use std::io;
 
-use meshd_coord::env::{Class, Directory, Env};
+use meshd_coord::env::{Class, Directory, Env, TokioRuntime};
 use meshd_coord::lines::{Connect, Lines};
-use openraft_rt_tokio::TokioRuntime;
 use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
 use vdc::Key;

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use meshd_coord::env::TokioRuntime;
 use meshd_coord::env::{Class, Directory, Env, Transport, TransportError};
 use meshd_coord::{Client, Group, GroupSettings, Node, Timing, Trouble};
-use openraft_rt_tokio::TokioRuntime;
 use parking_lot::RwLock;
 use vdc::{Hash, Key};
 

@@ -13,8 +13,8 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
 use coordlab::{Seeded, mix};
+use meshd_coord::env::TokioRuntime;
 use openraft::AsyncRuntime;
-use openraft_rt_tokio::TokioRuntime;
 use rand::SeedableRng as _;
 use rand::rngs::SmallRng;
 
