@@ -56,7 +56,11 @@ const LEAVES: &[(&str, &[&str], &str)] = &[
     ("rtnetlink", &["meshd-tun"], "links, addresses and routes are set in one place"),
     ("nftables", &["meshd-firewall"], "the packet filter is written in one place"),
     ("openraft", &["meshd-coord"], "consensus is behind the driver's own types, which outlive any release of it"),
-    ("redb", &["meshd-coord", "meshd-state"], "what is on disk is written in two places: the roster's store and the groups'"),
+    (
+        "redb",
+        &["meshd-coord", "meshd-state"],
+        "what is on disk is written in two places: the roster's store and the groups'",
+    ),
     ("libcontainer", &["meshd-shim"], "it forks from its caller: only a program with one thread may hold it"),
     (
         "oci-spec",
@@ -64,8 +68,12 @@ const LEAVES: &[(&str, &[&str], &str)] = &[
         "the OCI's documents are read and written where they are used, and are no types of ours",
     ),
     ("zbus", &["meshd-dns"], "D-Bus is spoken to the host's resolver only"),
-    ("clap", &["meshd", "meshctl", "simulations", "tests", "xtask"], "only programs have a command line"),
-    ("anyhow", &["coordbox", "meshd", "meshctl", "meshlab", "simulations", "tests", "xtask"], "libraries have typed errors"),
+    ("clap", &["coordbox", "meshd", "meshctl", "simulations", "tests", "xtask"], "only programs have a command line"),
+    (
+        "anyhow",
+        &["coordbox", "meshd", "meshctl", "meshlab", "simulations", "tests", "xtask"],
+        "libraries have typed errors",
+    ),
 ];
 
 /// Why `member` may not depend on our crate `on`, if so.
