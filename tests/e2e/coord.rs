@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result, ensure};
 use meshlab::wait_until;
 use serde_json::Value;
 use tests::containers::{ContainerNode, IMAGE};
-use tests::vdc_lab::{Node, PATIENCE, expect_refusal, in_lab, site, token};
+use tests::vdc_lab::{Node, expect_refusal, in_lab, site, token};
 
 /// Voters come and go within seconds.
 const QUICK: &str = "[coordination]\nsteady_after_s = 1\nreplace_after_s = 5\n";

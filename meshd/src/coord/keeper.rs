@@ -28,9 +28,11 @@ const STEP: Duration = Duration::from_secs(1);
 const LOOK: Duration = Duration::from_secs(15);
 const LOOK_TROUBLED: Duration = Duration::from_secs(3);
 const LOOK_AWAY: Duration = Duration::from_secs(120);
-/// Pause before a group that failed is opened again; doubles up to a minute.
+/// Pause before a group that failed is opened again; doubles.
 const PAUSE: Duration = Duration::from_secs(2);
-const PAUSE_MAX: Duration = Duration::from_secs(60);
+const PAUSE_MAX: Duration = Duration::from_secs(5);
+/// How long it is told why a group failed, though it may be open again.
+const FAILURE_TOLD: Duration = Duration::from_secs(30);
 /// A follower that was not heard for so long is silent.
 const SILENT_AFTER: Duration = Duration::from_secs(3);
 /// Entries that a learner may be behind and still become a voter.
@@ -54,6 +56,8 @@ struct Tended {
     /// When it may be opened again, and the pause after that.
     again: Instant,
     pause: Duration,
+    /// When it failed last, and why.
+    failure: Option<(Instant, String)>,
     leading: Leading,
 }
 
@@ -164,6 +168,7 @@ impl Keeper {
             is_looking: false,
             again: Instant::now(),
             pause: PAUSE,
+            failure: None,
             leading: Leading::default(),
         }
     }
@@ -185,6 +190,9 @@ impl Keeper {
                 self.close(tended).await;
             } else if let Err(why) = group.running() {
                 tracing::error!(?home, why, "the group stopped and is opened again");
+                if tended.failure.as_ref().is_none_or(|(at, _)| at.elapsed() > FAILURE_TOLD) {
+                    tended.pause = PAUSE;
+                }
                 self.close(tended).await;
                 self.fail(tended, why);
             }
@@ -201,6 +209,7 @@ impl Keeper {
     }
 
     fn fail(&self, tended: &mut Tended, why: String) {
+        tended.failure = Some((Instant::now(), why.clone()));
         tended.here = Here::Failed(why);
         tended.again = Instant::now() + tended.pause;
         tended.pause = (tended.pause * 2).min(PAUSE_MAX);
@@ -226,7 +235,6 @@ impl Keeper {
                         }
                         self.coord.0.node.add(group.clone());
                         tended.here = Here::Open(group);
-                        tended.pause = PAUSE;
                         tended.looked = None;
                         let wanted = &self.coord.0.wanted;
                         wanted.lock().unwrap_or_else(PoisonError::into_inner).remove(&tended.founding.group);
@@ -465,6 +473,7 @@ fn kept(tended: &Tended) -> Kept {
         client: tended.client.clone(),
         here: tended.here.clone(),
         look: tended.look.clone(),
+        failure: tended.failure.as_ref().filter(|(at, _)| at.elapsed() < FAILURE_TOLD).map(|(_, why)| why.clone()),
     }
 }
 

@@ -170,7 +170,8 @@ pub(super) fn problems(coord: &Coord) -> Vec<Problem> {
             problems.push(Problem { code, severity, message, hint, vdc, since });
         };
         let home = home_view(&view, *home);
-        if let Here::Refused(why) | Here::Failed(why) = &kept.here {
+        let refused = if let Here::Refused(why) = &kept.here { Some(why) } else { kept.failure.as_ref() };
+        if let Some(why) = refused {
             let hint = "`meshctl coord status` shows the group";
             let message = format!("this node does not serve the coordination group {home}: {why}");
             tell(ProblemCode::CoordinationReduced, ProblemSeverity::Degraded, message, hint, None);

@@ -66,6 +66,8 @@ struct Kept {
     here: Here,
     /// How it looked last, and since when it looked no better.
     look: Option<Arc<look::Look>>,
+    /// Why it failed here, a moment ago.
+    failure: Option<String>,
 }
 
 type Groups = BTreeMap<Home, Kept>;
@@ -178,6 +180,12 @@ impl Coord {
     /// Whether there is a group of a home, so that what belongs there is nowhere else.
     pub(crate) fn is_founded(&self, home: Home) -> bool {
         self.0.views.borrow().foundings.contains_key(&home)
+    }
+
+    /// Says of an error what this node knows of its reason: whether it is the trouble of this very box.
+    pub(crate) fn explained(&self, home: Home, error: ApiError) -> ApiError {
+        let failure = self.0.groups.borrow().get(&home).and_then(|kept| kept.failure.clone());
+        failure.into_iter().fold(error, |error, why| error.cause(format!("this node could not serve the group: {why}")))
     }
 
     /// Where short names are taken that count for this node.

@@ -428,7 +428,8 @@ impl Backend for Operations {
             std::future::ready(Ok::<_, std::convert::Infallible>(changed))
         };
         let state = coord.change_invite(home, &id, revoke).await.map_err(|error| {
-            ApiError::new(ErrorCode::NoQuorum, "the invite was not revoked").caused_by(&error).hint(GROUP_HINT)
+            let refused = ApiError::new(ErrorCode::NoQuorum, "the invite was not revoked");
+            coord.explained(home, refused.caused_by(&error).hint(GROUP_HINT))
         })?;
         handle.with(move |core| core.show_invite(state)).await?
     }
@@ -670,5 +671,6 @@ async fn share_invite(handle: &CoreHandle, id: &str) -> Result<(), ApiError> {
     let Some((coord, home, state)) = handle.with(move |core| core.new_invite(&text)).await? else { return Ok(()) };
     let Err(error) = coord.put_invite(home, &state).await else { return Ok(()) };
     handle.with(move |core| core.forget_invite(&state.id)).await?;
-    Err(ApiError::new(ErrorCode::NoQuorum, "the invite was not made").caused_by(&error).hint(GROUP_HINT))
+    let refused = ApiError::new(ErrorCode::NoQuorum, "the invite was not made").caused_by(&error).hint(GROUP_HINT);
+    Err(coord.explained(home, refused))
 }
