@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use futures::future::BoxFuture;
 use meshd_coord::ClientError;
 use vdc::InviteId;
 use vdc::invite::InviteState;
@@ -88,6 +89,18 @@ impl Coord {
             }
         }
         Err(ClientError::Unavailable { last: "too many decide about the invite at once".into() }.into())
+    }
+
+    /// Has the VDC's task know all invites as they are in a home's group.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub(crate) fn learn_invites(&self, home: Home) -> BoxFuture<'_, Result<(), ClientError>> {
+        // In a box, or the compiler gives up on the depth of its type.
+        Box::pin(async move {
+            drop(self.client_soon(home).await?);
+            follow(self, home).await.map(drop)
+        })
     }
 
     /// All invites in a home's group, and as of when.

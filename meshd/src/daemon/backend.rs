@@ -402,7 +402,9 @@ impl Backend for Operations {
     }
 
     async fn invite_list(&self, vdc: &str) -> Result<api::InviteList, ApiError> {
-        self.find(vdc).await?.with(|core| core.invite_list()).await
+        let handle = self.find(vdc).await?;
+        learn_invites(&handle).await?;
+        handle.with(|core| core.invite_list()).await
     }
 
     async fn invite_create(
@@ -419,6 +421,7 @@ impl Backend for Operations {
 
     async fn invite_revoke(&self, _: &Call, vdc: &str, invite: &str) -> Result<api::InviteView, ApiError> {
         let (handle, text) = (self.find(vdc).await?, invite.to_owned());
+        learn_invites(&handle).await?;
         let (coord, home, id) = match handle.with(move |core| core.invite_revoke(&text)).await?? {
             Revoking::Done(view) => return Ok(view),
             Revoking::Shared { coord, home, id } => (coord, home, id),
@@ -663,6 +666,18 @@ async fn resolve(text: &str) -> Result<Vec<SocketAddr>, ApiError> {
     let found = tokio::net::lookup_host(text).await.map_err(|e| error(format!("{text:?} is no address: {e}")))?;
     let found: Vec<SocketAddr> = found.take(8).collect();
     if found.is_empty() { Err(error(format!("{text:?} has no address"))) } else { Ok(found) }
+}
+
+/// Looks at the site's invites as they are in its group. While it does not answer, what was known last is shown.
+async fn learn_invites(handle: &CoreHandle) -> Result<(), ApiError> {
+    let Some((coord, home, known)) = handle.with(|core| core.shared_invites()).await? else { return Ok(()) };
+    match coord.learn_invites(home).await {
+        Err(error) if !known => {
+            let refused = ApiError::new(ErrorCode::NoQuorum, "the site's invites cannot be read");
+            Err(coord.explained(home, refused.caused_by(&error).hint(GROUP_HINT)))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Puts a new invite into the site's group, where there is one: no token is shown that could not be redeemed.

@@ -102,6 +102,14 @@ impl Core {
         Ok(api::SiteAdded { site: self.with_context(|context| context.site(site)), invite, existed: !created })
     }
 
+    /// Where this node's invites stand, if it is a registrar of a site that has a group; and whether any are known here.
+    pub(crate) fn shared_invites(&self) -> Option<(Coord, Home, bool)> {
+        let (coord, home) = self.group_of_invites()?;
+        let own = self.own_key();
+        let registrar = self.view.sites.values().any(|site| site.serving().iter().any(|r| r.key == own));
+        registrar.then_some((coord, home, !self.invites.is_empty()))
+    }
+
     /// The invites that stand in this node's store and nowhere else.
     pub(crate) fn kept_invites(&self) -> Vec<InviteState> {
         self.kept_invites.iter().filter_map(|id| self.invites.get(id)).cloned().collect()
@@ -254,7 +262,7 @@ impl Core {
         } else {
             api::InviteState::Open
         };
-        let redeemed = state.redeemed.iter().map(|node| api::RedemptionView {
+        let redeemed = state.redeemed.iter().map(|(node, _)| api::RedemptionView {
             node: self.with_context(|context| context.name_of(node)),
             key: node.to_string(),
             at: None,

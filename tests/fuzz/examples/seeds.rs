@@ -504,7 +504,7 @@ fn invite_states(owner: &SigningKey) -> Vec<(&'static str, Vec<u8>)> {
         revoked: false,
         redeemed: Vec::new(),
     };
-    let redeemed = InviteState { uses_left: 0, redeemed: vec![Key([2; 32])], ..state.clone() };
+    let redeemed = InviteState { uses_left: 0, redeemed: vec![(Key([2; 32]), Some(Hash([5; 32])))], ..state.clone() };
     vec![("open", state.encode()), ("redeemed", redeemed.encode())]
 }
 

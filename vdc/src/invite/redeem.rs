@@ -59,8 +59,8 @@ pub struct InviteState {
     pub founder: bool,
     pub ephemeral: bool,
     pub revoked: bool,
-    /// Who joined by it, in the order of joining.
-    pub redeemed: Vec<Key>,
+    /// Who joined by it, in the order of joining; with the first member record that it got, where an earlier release noted that.
+    pub redeemed: Vec<(Key, Option<Hash>)>,
 }
 
 #[derive(Encode, Decode)]
@@ -192,7 +192,7 @@ impl InviteState {
             founder: self.founder,
             ephemeral: self.ephemeral,
             revoked: self.revoked,
-            redeemed: self.redeemed.iter().map(|node| WireRedeemed { node: *node, member: None }).collect(),
+            redeemed: self.redeemed.iter().map(|&(node, member)| WireRedeemed { node, member }).collect(),
         })
     }
 
@@ -215,7 +215,7 @@ impl InviteState {
             founder: wire.founder,
             ephemeral: wire.ephemeral,
             revoked: wire.revoked,
-            redeemed: wire.redeemed.into_iter().map(|r| r.node).collect(),
+            redeemed: wire.redeemed.into_iter().map(|r| (r.node, r.member)).collect(),
         })
     }
 
@@ -280,7 +280,7 @@ impl InviteState {
         if view.members.get(&request.node).is_some_and(|known| known.standing == Standing::Revoked) {
             return Err(revoked());
         }
-        if self.redeemed.contains(&request.node) {
+        if self.has_joined(&request.node) {
             return Ok(None);
         }
         self.check_open(now)?;
@@ -289,7 +289,7 @@ impl InviteState {
         issue::member(view, registrar, &self.admission(request, now)).map_err(cannot_issue)?;
         let mut state = self.clone();
         state.uses_left -= 1;
-        state.redeemed.push(request.node);
+        state.redeemed.push((request.node, None));
         Ok(Some(state))
     }
 
@@ -306,8 +306,8 @@ impl InviteState {
         now: UnixTime,
     ) -> Result<Vec<Signed>, Refusal> {
         let own = registrar.public();
-        let is_again = self.redeemed.contains(&request.node);
-        if is_again && view.members.get(&request.node).is_some_and(|known| known.wg == request.wg) {
+        if self.has_joined(&request.node) && view.members.get(&request.node).is_some_and(|known| known.wg == request.wg)
+        {
             return Ok(vec![]);
         }
         check_clock(view, now)?;
@@ -319,6 +319,10 @@ impl InviteState {
             records.push(draft.sign(&self.vdc, registrar, number.saturating_add(1), &[]));
         }
         Ok(records)
+    }
+
+    fn has_joined(&self, node: &Key) -> bool {
+        self.redeemed.iter().any(|(joined, _)| joined == node)
     }
 
     fn admission(&self, request: &Redeem, now: UnixTime) -> Admission {
