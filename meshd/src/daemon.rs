@@ -3,6 +3,7 @@
 mod attach;
 mod backend;
 mod coord_backend;
+mod invites;
 mod metrics;
 mod pinging;
 mod remote;

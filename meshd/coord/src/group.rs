@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::io;
-use std::ops::ControlFlow;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -18,14 +17,16 @@ use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use vdc::{Hash, Key};
 use vdc_coord::limits::{ENTRY_BYTES_MAX, REQUEST_BYTES_MAX};
-use vdc_coord::{Answer, Entry, Reader, Refusal, Request, Revision, Row, Rows as _, Summary, Table};
+use vdc_coord::{Answer, Entry, Refusal, Request, Revision};
 
+use crate::clock::GroupClock;
+use crate::copy::Copy;
 use crate::door::Door;
-use crate::env::{Disk as _, Env, sound};
+use crate::env::{Disk as _, Env};
 use crate::incoming::Incoming;
 use crate::log::LogStore;
 use crate::network::Network;
-use crate::state::{CHANGES_BYTES, Checkpoint, StateStore};
+use crate::state::{CHANGES_BYTES, StateStore};
 use crate::succession::{log_file, state_file};
 use crate::types::{EntryExt as _, Packed, PlaceExt as _, Types, VoteExt as _};
 use vdc_coord::wire::{Appended, Ask, Ballot, Place, Reply, SnapshotForm, Standing, Trouble, VoteForm};
@@ -39,9 +40,7 @@ const ENTRY_REQUESTS: usize = 1_024;
 /// Entries that are under way at a time: while they are, what comes gathers for the next.
 const ENTRIES_UNDER_WAY: usize = 3;
 /// How often a leader looks whether a lease has ended.
-const LEASE_STEP: Duration = Duration::from_millis(250);
-/// How much of the time between two looks counts.
-const CLOCK_STEP_MAX: Duration = Duration::from_millis(500);
+pub(crate) const LEASE_STEP: Duration = Duration::from_millis(250);
 /// How often a node looks whether its changes should be written.
 const CHECKPOINT_STEP: Duration = Duration::from_millis(500);
 /// Longest that a watch waits before it says that there was nothing.
@@ -90,43 +89,6 @@ impl GroupSettings {
     pub const ENTRIES_PER_CHECKPOINT: u64 = 2_000;
 }
 
-/// The rows of a group at one revision.
-#[derive(Debug)]
-pub struct Copy(Arc<Checkpoint>);
-
-impl Copy {
-    /// Where it stands.
-    ///
-    /// # Errors
-    /// Those of the disk.
-    pub fn summary(&self) -> io::Result<Summary> {
-        sound(|| Reader(&*self.0).summary())
-    }
-
-    /// Visits keys and values behind a key, about `bytes_max` of them. Says whether there are more.
-    ///
-    /// # Errors
-    /// Those of the disk.
-    pub fn rows(&self, behind: &[u8], bytes_max: usize, visit: &mut dyn FnMut(&[u8], &[u8])) -> io::Result<bool> {
-        let from = if behind.is_empty() { vec![] } else { [behind, b"\0"].concat() };
-        let mut bytes = 0;
-        sound(|| {
-            let mut more = false;
-            self.0.scan(Table::Rows, &from, &[], &mut |key, row| {
-                more = bytes >= bytes_max;
-                if more {
-                    return ControlFlow::Break(());
-                }
-                let row: Row = minicbor::decode(row).expect("rows hold what the machine wrote");
-                bytes += key.len() + row.value.len();
-                visit(key, &row.value);
-                ControlFlow::Continue(())
-            })?;
-            Ok(more)
-        })
-    }
-}
-
 /// A node that follows a leader.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Follower {
@@ -145,7 +107,7 @@ pub enum GroupError {
     Raft(String),
 }
 
-type RaftOf<E> = Raft<Types<<E as Env>::Runtime>, StateStore<E>>;
+pub(crate) type RaftOf<E> = Raft<Types<<E as Env>::Runtime>, StateStore<E>>;
 /// Who waits to hear that this node leads, and how far the store must be.
 type Confirmation = oneshot::Sender<Result<Option<Place>, Trouble>>;
 type Clock<E> = Arc<Mutex<GroupClock<E>>>;
@@ -188,7 +150,7 @@ impl<E: Env> Debug for Group<E> {
     }
 }
 
-fn unavailable(why: impl ToString) -> Trouble {
+pub(crate) fn unavailable(why: impl ToString) -> Trouble {
     Trouble::Unavailable { why: why.to_string() }
 }
 
@@ -201,7 +163,7 @@ fn full<T>(error: &mpsc::error::TrySendError<T>) -> Trouble {
 
 /// Who leads, as far as this node knows. One that led until it was taken out of the group still counts as leader of its term with
 /// openraft, and hears of no other.
-fn leader<R: AsyncRuntime>(metrics: &RaftMetrics<Types<R>>) -> Option<Key> {
+pub(crate) fn leader<R: AsyncRuntime>(metrics: &RaftMetrics<Types<R>>) -> Option<Key> {
     metrics.current_leader.filter(|leader| *leader != metrics.id || metrics.state.is_leader())
 }
 
@@ -700,52 +662,5 @@ async fn end_leases<E: Env>(group: Weak<Inner<E>>) {
             let packed = Packed::new(Entry { stamp_ms: now_ms, requests: vec![] });
             let _later = inner.raft.client_write(packed).await; // the next round tries again
         }
-    }
-}
-
-/// The group's time as a leader counts it: on from where it stood, by the monotonic clock.
-///
-/// It is looked at every [`LEASE_STEP`], and a step counts [`CLOCK_STEP_MAX`] at most: a clock that leaps ends no lease by
-/// more than that too early, and a leader that was stopped for a while lets leases live longer.
-struct GroupClock<E: Env> {
-    counting: Option<Counting<E>>,
-}
-
-struct Counting<E: Env> {
-    term: u64,
-    time: Duration,
-    looked: <E::Runtime as AsyncRuntime>::Instant,
-}
-
-impl<E: Env> Default for GroupClock<E> {
-    fn default() -> Self {
-        Self { counting: None }
-    }
-}
-
-impl<E: Env> GroupClock<E> {
-    fn stamp(&mut self, raft: &RaftOf<E>, state: &StateStore<E>) -> Result<u64, Trouble> {
-        let (term, leads, leader) = {
-            let metrics = raft.metrics();
-            let metrics = metrics.borrow_watched();
-            (metrics.current_term, metrics.state.is_leader(), leader(&metrics))
-        };
-        if !leads {
-            self.counting = None;
-            return Err(Trouble::NotLeader { leader });
-        }
-        let now = <E::Runtime as AsyncRuntime>::Instant::now();
-        let counting = match self.counting.take().filter(|counting| counting.term == term) {
-            Some(Counting { time, looked, .. }) => {
-                Counting { term, time: time + (now - looked).min(CLOCK_STEP_MAX), looked: now }
-            }
-            None => {
-                let time = Duration::from_millis(state.summary().map_err(unavailable)?.time_ms);
-                Counting { term, time, looked: now }
-            }
-        };
-        let stamp = u64::try_from(counting.time.as_millis()).unwrap_or(u64::MAX);
-        self.counting = Some(counting);
-        Ok(stamp)
     }
 }

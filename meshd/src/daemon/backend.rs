@@ -11,13 +11,12 @@ use meshd_control::{CallError, RequestError};
 use meshd_web::{Backend, Call, CoordBackend, Items, Pipe};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::{BroadcastStream, ReceiverStream};
-use vdc::invite::InviteState;
 use vdc::peer::{Request, Response};
 use vdc::sync::{Message, Packed};
 use vdc::{Ipv4Block, Name};
 use vdc_api::{self as api, ApiError, ErrorCode};
 
-use super::{Daemon, IN_USE_FILE, metrics, pinging, remote};
+use super::{Daemon, IN_USE_FILE, invites, metrics, pinging, remote};
 use crate::clock::system_time;
 use crate::data_plane::DataPlane;
 use crate::entropy::random;
@@ -25,7 +24,7 @@ use crate::events;
 use crate::joining::{self, Progress};
 use crate::ping::Pinger;
 use crate::vdc_core::{
-    Core, CoreHandle, Revoked, Revoking, Wish, chain, found, id_of, parse_name, parse_owner_key, print_owner_key,
+    Core, CoreHandle, Revoked, Wish, chain, found, id_of, parse_name, parse_owner_key, print_owner_key,
 };
 
 /// How long a revocation waits for members to confirm it before it answers.
@@ -40,9 +39,6 @@ const CAUSES_MAX: usize = 6;
 const PROGRESS_MAX: usize = 64;
 /// Bits of the default IPv4 range of a VDC: room for 64 sites of 256 nodes.
 const IPV4_RANGE_LENGTH: u8 = 14;
-
-/// What to look at when a coordination group does not decide.
-const GROUP_HINT: &str = "`meshctl coord status` shows how the site's coordination group stands";
 
 /// The daemon as the API sees it.
 #[derive(Clone, Debug)]
@@ -402,9 +398,7 @@ impl Backend for Operations {
     }
 
     async fn invite_list(&self, vdc: &str) -> Result<api::InviteList, ApiError> {
-        let handle = self.find(vdc).await?;
-        learn_invites(&handle).await?;
-        handle.with(|core| core.invite_list()).await
+        invites::list(&self.find(vdc).await?).await
     }
 
     async fn invite_create(
@@ -413,28 +407,11 @@ impl Backend for Operations {
         vdc: &str,
         request: api::InviteCreate,
     ) -> Result<api::InviteCreated, ApiError> {
-        let handle = self.find(vdc).await?;
-        let created = handle.with(move |core| core.invite_create(&request)).await??;
-        share_invite(&handle, &created.invite.id).await?;
-        Ok(created)
+        invites::create(&self.find(vdc).await?, request).await
     }
 
     async fn invite_revoke(&self, _: &Call, vdc: &str, invite: &str) -> Result<api::InviteView, ApiError> {
-        let (handle, text) = (self.find(vdc).await?, invite.to_owned());
-        learn_invites(&handle).await?;
-        let (coord, home, id) = match handle.with(move |core| core.invite_revoke(&text)).await?? {
-            Revoking::Done(view) => return Ok(view),
-            Revoking::Shared { coord, home, id } => (coord, home, id),
-        };
-        let revoke = |state: InviteState| {
-            let changed = (!state.revoked).then_some(InviteState { revoked: true, ..state });
-            std::future::ready(Ok::<_, std::convert::Infallible>(changed))
-        };
-        let state = coord.change_invite(home, &id, revoke).await.map_err(|error| {
-            let refused = ApiError::new(ErrorCode::NoQuorum, "the invite was not revoked");
-            coord.explained(home, refused.caused_by(&error).hint(GROUP_HINT))
-        })?;
-        handle.with(move |core| core.show_invite(state)).await?
+        invites::revoke(&self.find(vdc).await?, invite).await
     }
 
     fn coord(&self) -> Option<Arc<dyn CoordBackend>> {
@@ -446,10 +423,7 @@ impl Backend for Operations {
     }
 
     async fn site_add(&self, _: &Call, vdc: &str, request: api::SiteAdd) -> Result<api::SiteAdded, ApiError> {
-        let handle = self.find(vdc).await?;
-        let added = handle.with(move |core| core.site_add(&request)).await??;
-        share_invite(&handle, &added.invite.invite.id).await?;
-        Ok(added)
+        invites::add_site(&self.find(vdc).await?, request).await
     }
 
     async fn exposure_list(&self, vdc: &str) -> Result<api::ExposureList, ApiError> {
@@ -666,26 +640,4 @@ async fn resolve(text: &str) -> Result<Vec<SocketAddr>, ApiError> {
     let found = tokio::net::lookup_host(text).await.map_err(|e| error(format!("{text:?} is no address: {e}")))?;
     let found: Vec<SocketAddr> = found.take(8).collect();
     if found.is_empty() { Err(error(format!("{text:?} has no address"))) } else { Ok(found) }
-}
-
-/// Looks at the site's invites as they are in its group. While it does not answer, what was known last is shown.
-async fn learn_invites(handle: &CoreHandle) -> Result<(), ApiError> {
-    let Some((coord, home, known)) = handle.with(|core| core.shared_invites()).await? else { return Ok(()) };
-    match coord.learn_invites(home).await {
-        Err(error) if !known => {
-            let refused = ApiError::new(ErrorCode::NoQuorum, "the site's invites cannot be read");
-            Err(coord.explained(home, refused.caused_by(&error).hint(GROUP_HINT)))
-        }
-        _ => Ok(()),
-    }
-}
-
-/// Puts a new invite into the site's group, where there is one: no token is shown that could not be redeemed.
-async fn share_invite(handle: &CoreHandle, id: &str) -> Result<(), ApiError> {
-    let text = id.to_owned();
-    let Some((coord, home, state)) = handle.with(move |core| core.new_invite(&text)).await? else { return Ok(()) };
-    let Err(error) = coord.put_invite(home, &state).await else { return Ok(()) };
-    handle.with(move |core| core.forget_invite(&state.id)).await?;
-    let refused = ApiError::new(ErrorCode::NoQuorum, "the invite was not made").caused_by(&error).hint(GROUP_HINT);
-    Err(coord.explained(home, refused))
 }
