@@ -9,7 +9,7 @@ use crate::config::{Config, LogFormat};
 
 /// Libraries that tell at INFO what concerns only their own developers, addresses among it. The configuration's own
 /// filter comes after and wins.
-const QUIET: &str = "boringtun=off,openraft=warn,hickory_server=warn,libp2p_mdns=off,libp2p=warn,libp2p_swarm=warn,libp2p_quic=warn,quinn=warn,netlink_proto=warn";
+const QUIET: &str = "boringtun=off,openraft=error,hickory_server=warn,libp2p_mdns=off,libp2p=warn,libp2p_swarm=warn,libp2p_quic=warn,quinn=warn,netlink_proto=warn";
 
 /// Checks a log filter directive by directive.
 ///

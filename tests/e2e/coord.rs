@@ -38,7 +38,8 @@ fn wait_words(node: &Node, home: &str, expected: &str) -> Result<()> {
 fn voters(node: &Node, home: &str) -> Result<Vec<String>> {
     let members = group(node, home)?["members"].as_array().cloned().context("members")?;
     let voters = members.iter().filter(|member| member["role"] == "voter");
-    Ok(voters.filter_map(|member| member["node"].as_str().map(str::to_owned)).collect())
+    let name = |member: &Value| Some(format!("{}.{}", member["node"].as_str()?, member["site"].as_str()?));
+    Ok(voters.filter_map(name).collect())
 }
 
 #[test]

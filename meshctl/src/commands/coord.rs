@@ -142,7 +142,8 @@ impl Run<'_> {
         let work = async {
             let request = CoordBackup { home: home.clone() };
             let mut pieces = self.client.download(endpoint::COORD_BACKUP, &[&self.vdc], &request).await?;
-            let (mut begin, mut header, mut size_bytes) = (Vec::new(), None, 0_u64);
+            let (mut begin, mut header, mut size_bytes): (_, Option<(BackupHeader, u64)>, _) =
+                (Vec::new(), None, 0_u64);
             while let Some(piece) = pieces.next().await? {
                 size_bytes += u64::try_from(piece.len()).unwrap_or(u64::MAX);
                 if size_bytes > BACKUP_BYTES_MAX {
@@ -151,13 +152,14 @@ impl Run<'_> {
                 to.write_all(&piece).map_err(|error| Failure::new("cannot write the backup").caused_by(&error))?;
                 if header.is_none() {
                     begin.extend_from_slice(&piece);
-                    header =
-                        BackupHeader::read(&begin).map_err(|error| not_understood().caused_by(&error))?.map(|h| h.0);
+                    let read = BackupHeader::read(&begin).map_err(|error| not_understood().caused_by(&error))?;
+                    header = read.map(|(header, length)| (header, u64::try_from(length).unwrap_or(u64::MAX)));
                 }
-                let about = header.as_ref().map_or(0, |header: &BackupHeader| header.about_bytes);
-                self.terminal.note(&bar.text(size_bytes, about));
+                // The first line is none of the rows.
+                let (about, first) = header.as_ref().map_or((0, 0), |(header, length)| (header.about_bytes, *length));
+                self.terminal.note(&bar.text(size_bytes, about.saturating_add(first)));
             }
-            let header = header.filter(|header| header.home == home).ok_or_else(not_understood)?;
+            let (header, _) = header.filter(|(header, _)| header.home == home).ok_or_else(not_understood)?;
             to.flush().map_err(|error| Failure::new("cannot write the backup").caused_by(&error))?;
             Ok(BackupDone { file: file.map(|file| file.display().to_string()), size_bytes, header })
         };

@@ -208,7 +208,7 @@ pub(crate) fn restore_cost(backup: &BackupHeader, group: Option<&GroupView>, sty
             let lost = if hash.as_ref() != Some(&backup.group) {
                 "it was founded anew since the backup, and all that it holds now is replaced".to_owned()
             } else if now > &revision {
-                format!("{} after the backup are lost", human::count(now - revision, "change"))
+                format!("{} after the backup would be lost", human::count(now - revision, "change"))
             } else {
                 "nothing was changed since the backup".to_owned()
             };
@@ -314,7 +314,7 @@ vdc   berlin2.berlin  learner  yes      140ms ago       3  2026-03-01T09:30:00Z
             "{text}"
         );
         assert!(
-            text.contains("site berlin has 40 keys at revision 512: 14 changes after the backup are lost"),
+            text.contains("site berlin has 40 keys at revision 512: 14 changes after the backup would be lost"),
             "{text}"
         );
         group.revision = Some(498);

@@ -95,7 +95,7 @@ impl Coord {
             let standing = look.standings.get(key);
             let heard = self.heard(group, *key).filter(|_| *key != self.0.own);
             GroupMemberView {
-                node: name_of(view, key),
+                node: view.members.get(key).map_or_else(|| key.short(), |member| member.name.to_string()),
                 site: view.members.get(key).map_or_else(String::new, |member| member.site_name.to_string()),
                 role,
                 reachable: standing.is_some(),
@@ -378,7 +378,7 @@ fn recovery_view(view: &View, home: GroupHome, look: &Look, from: &Key, standing
     if beyond > 0 {
         would.push(format!("{beyond} entries that another node holds as confirmed are lost"));
     }
-    would.push("every lease ends up with a higher generation than before; who watches reads all again".into());
+    would.push("leases taken from now on are newer than all before; whoever watches reads everything anew".into());
     RecoverView {
         home,
         from: name_of(view, from),
