@@ -4,6 +4,7 @@
 //! a module with a `pub(crate) const BENCH: Bench` and name it in [`BENCHES`].
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a program prints its figures")]
 
+mod coord;
 mod cpu;
 mod idle;
 mod join;
@@ -29,8 +30,17 @@ pub(crate) struct Bench {
 }
 
 /// Every bench that exists.
-const BENCHES: &[Bench] =
-    &[join::BENCH, revoke::BENCH, restart::BENCH, idle::BENCH, mesh::BENCH, roster::BENCH, start::BENCH, stream::BENCH];
+const BENCHES: &[Bench] = &[
+    join::BENCH,
+    revoke::BENCH,
+    restart::BENCH,
+    idle::BENCH,
+    mesh::BENCH,
+    roster::BENCH,
+    start::BENCH,
+    stream::BENCH,
+    coord::BENCH,
+];
 
 #[derive(Parser)]
 #[command(name = "cargo xtask bench", about = "Measure; without a name, list the benches")]

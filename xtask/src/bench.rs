@@ -28,8 +28,16 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     if options.name.is_some() {
         debian::require_root("a bench")?;
         debian::ensure_packages(&mut run)?;
+        debian::ensure_unpacked(&mut run)?;
     }
-    demo::build(&mut run, &[("meshd", "meshd"), ("meshctl", "meshctl"), ("simulations", "sim"), ("tests", "bench")])?;
+    let binaries = [
+        ("meshd", "meshd"),
+        ("meshctl", "meshctl"),
+        ("simulations", "sim"),
+        ("coordbox", "coordbox"),
+        ("tests", "bench"),
+    ];
+    demo::build(&mut run, &binaries)?;
     let mut bench = demo::command(&run, "bench");
     bench.args(&options.name).args(["--output", if matches!(options.output, Output::Json) { "json" } else { "table" }]);
     run.finish(bench)?;

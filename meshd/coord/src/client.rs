@@ -19,9 +19,11 @@ use vdc_coord::wire::{Ask, Reply, Standing, Trouble};
 /// does no harm.
 const TRY_LIMIT: Duration = Duration::from_secs(4);
 const FIRST_TRY_LIMIT: Duration = Duration::from_secs(1);
-/// Shortest and longest pause between tries.
+/// Shortest and longest pause between tries. A new leader is found within the longest.
 const PAUSE_MIN: Duration = Duration::from_millis(10);
-const PAUSE_MAX: Duration = Duration::from_millis(400);
+const PAUSE_MAX: Duration = Duration::from_millis(150);
+/// For how long a node that cannot be reached is not asked again, at least.
+const SILENT_MIN: Duration = Duration::from_millis(50);
 /// How long a watch asks at a time.
 const WATCH_MS: u64 = 10_000;
 
@@ -53,6 +55,9 @@ struct Inner<E: Env> {
     /// Nodes that may serve the group, the nearest first.
     members: Mutex<Arc<[Key]>>,
     leader: Mutex<Option<Key>>,
+    /// A node that did not answer, and until when others are asked before it: members name a leader that is gone until they
+    /// have another, and each question to it would wait as long as it may.
+    silent: Mutex<Option<(Key, Instant<E>)>>,
     session: AsyncMutex<Option<Session>>,
     /// One place for each request under way, by its number: see [`Client::numbered`].
     window: Vec<Arc<AsyncMutex<()>>>,
@@ -97,6 +102,7 @@ impl<E: Env> Client<E> {
             group,
             members: Mutex::new(members.into()),
             leader: Mutex::new(None),
+            silent: Mutex::new(None),
             session: AsyncMutex::new(None),
             window: (1..WINDOW).map(|_| Arc::default()).collect(),
         }))
@@ -120,15 +126,31 @@ impl<E: Env> Client<E> {
         }
     }
 
-    /// The one to be asked: the leader where it is known, else the members by turns.
+    /// The one to be asked: the leader where it is known, else the members by turns, but for one that is silent.
     fn target(&self, tries: &mut Tries<E>) -> Option<Key> {
         if let Some(leader) = *self.0.leader.lock() {
             return Some(leader);
         }
         let members = Arc::clone(&self.0.members.lock());
-        let target = members.get(tries.next % members.len().max(1)).copied();
-        tries.next += 1;
-        target
+        let mut turn = || {
+            let target = members.get(tries.next % members.len().max(1)).copied();
+            tries.next += 1;
+            target
+        };
+        turn().and_then(|target| if self.is_silent(target) { turn() } else { Some(target) })
+    }
+
+    fn is_silent(&self, node: Key) -> bool {
+        self.0.silent.lock().is_some_and(|(silent, until)| silent == node && Instant::<E>::now() < until)
+    }
+
+    /// A node did not answer since `asked`: for as long again, the others are asked before it.
+    fn note_silent(&self, node: Key, asked: Instant<E>) {
+        let now = Instant::<E>::now();
+        *self.0.silent.lock() = Some((node, now + (now - asked).max(SILENT_MIN)));
+        let mut leader = self.0.leader.lock();
+        // Another may have been found meanwhile.
+        *leader = leader.filter(|leader| *leader != node);
     }
 
     /// One try. None: try again.
@@ -137,7 +159,8 @@ impl<E: Env> Client<E> {
             self.rest(tries).await;
             return None;
         };
-        let left = tries.deadline - Instant::<E>::now();
+        let began = Instant::<E>::now();
+        let left = tries.deadline - began;
         let limit = tries.limit.min(left.max(Duration::from_millis(1)));
         tries.limit = (tries.limit * 2).min(TRY_LIMIT);
         let asked = E::Runtime::timeout(limit, self.0.node.ask(target, self.0.group, ask, limit)).await;
@@ -150,14 +173,14 @@ impl<E: Env> Client<E> {
             Ok(Err(Unanswered::Transport(error))) => {
                 tries.last = error.to_string();
                 tries.maybe_done |= matches!(error, TransportError::Broken { .. });
-                *self.0.leader.lock() = None;
+                self.note_silent(target, began);
                 self.rest(tries).await;
                 return None;
             }
             Err(_) => {
                 tries.last = format!("no answer within {} ms", limit.as_millis());
                 tries.maybe_done = true;
-                *self.0.leader.lock() = None;
+                self.note_silent(target, began);
                 return None;
             }
         };
@@ -167,12 +190,17 @@ impl<E: Env> Client<E> {
             return None;
         }
         let known = match &trouble {
-            Trouble::NotLeader { leader } => leader.filter(|leader| *leader != target),
+            Trouble::NotLeader { leader } => leader.filter(|leader| *leader != target && !self.is_silent(*leader)),
             Trouble::Busy => Some(target),
             _ => None,
         };
         tries.maybe_done |= matches!(trouble, Trouble::Unknown { .. });
-        *self.0.leader.lock() = known;
+        {
+            let mut leader = self.0.leader.lock();
+            if known.is_some() || *leader == Some(target) {
+                *leader = known;
+            }
+        }
         // A leader that was named is asked at once, at first.
         if known.is_none() || matches!(trouble, Trouble::Busy) || tries.pause > PAUSE_MIN * 4 {
             self.rest(tries).await;

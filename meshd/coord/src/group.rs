@@ -57,12 +57,14 @@ pub struct Timing {
 }
 
 impl Default for Timing {
-    /// For members within 60 ms: a leader that is gone is replaced within two seconds.
+    /// For members within 60 ms: a leader that is gone is replaced within two seconds. A follower waits for its leader's lease,
+    /// which is `election_max`, and then for a time between both: from 1.2 to 1.4 s since it heard from it. A beat also sets how
+    /// often a group looks at its clock (five times as often), which is most of what one costs that nobody asks.
     fn default() -> Self {
         Self {
-            heartbeat: Duration::from_millis(200),
+            heartbeat: Duration::from_millis(400),
             election_min: Duration::from_millis(500),
-            election_max: Duration::from_millis(800),
+            election_max: Duration::from_millis(700),
         }
     }
 }

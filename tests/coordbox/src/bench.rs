@@ -8,7 +8,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use clap::Args;
+use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
@@ -39,6 +39,24 @@ pub struct Bench {
     /// Keys of the large store
     #[arg(long, default_value_t = 1_000_000)]
     pub keys: u64,
+    /// Measure only this; again for each
+    #[arg(long, value_enum)]
+    pub only: Vec<Part>,
+}
+
+/// A part of the bench.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Part {
+    /// Writes and linearizable reads a second, beside etcd and raw flushes
+    Rates,
+    /// How long nobody writes after the leader is killed
+    Kills,
+    /// A leader that is stopped under load
+    Dark,
+    /// Processor time of groups that nobody asks
+    Idle,
+    /// Memory, snapshot and restart of a large store
+    Large,
 }
 
 /// A process that ends with its handle.
@@ -237,11 +255,22 @@ pub async fn bench(options: &Bench, mut tell: impl FnMut(&Value)) -> Result<()> 
         fs::remove_dir_all(&data)?;
     }
     fs::create_dir_all(&data)?;
-    rates_beside_etcd(options, &data, &mut tell).await?;
-    kills(options, &data, &mut tell).await?;
-    dark(&data, &mut tell).await?;
-    idle(&data, &mut tell).await?;
-    large(options, &data, &mut tell).await?;
+    let wanted = |part| options.only.is_empty() || options.only.contains(&part);
+    if wanted(Part::Rates) {
+        rates_beside_etcd(options, &data, &mut tell).await?;
+    }
+    if wanted(Part::Kills) {
+        kills(options, &data, &mut tell).await?;
+    }
+    if wanted(Part::Dark) {
+        dark(&data, &mut tell).await?;
+    }
+    if wanted(Part::Idle) {
+        idle(&data, &mut tell).await?;
+    }
+    if wanted(Part::Large) {
+        large(options, &data, &mut tell).await?;
+    }
     fs::remove_dir_all(&data)?;
     Ok(())
 }

@@ -6,7 +6,7 @@ mod load;
 mod net;
 mod serve;
 
-pub use bench::{Bench, bench};
+pub use bench::{Bench, Part, bench};
 pub use load::{Check, Kind, Load, check, load};
 pub use net::{Peer, ask, found};
 pub use serve::{Serve, serve};
