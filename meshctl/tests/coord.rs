@@ -266,7 +266,11 @@ async fn restore_sends_the_backup_as_it_is() {
     let output = daemon.run(&["coord", "restore", path, "--yes"]).await;
     assert_eq!(output.code, 0, "{}", output.stderr);
     assert_eq!(output.stdout, "site berlin: 38 keys restored, now at revision 513\n");
-    assert!(output.stderr.contains("at revision 512: 14 changes after the backup would be lost\n"), "{}", output.stderr);
+    assert!(
+        output.stderr.contains("at revision 512: 14 changes after the backup would be lost\n"),
+        "{}",
+        output.stderr
+    );
     let output = daemon.run(&words(&format!("coord restore --home site:berlin --yes --force -o json {path}"))).await;
     assert_eq!(serde_json::from_str::<RestoreView>(&output.stdout).expect("JSON"), samples::restore_view());
     let output = daemon.run_with_stdin(&["coord", "restore", "-y", "-"], &text).await;
