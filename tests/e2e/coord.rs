@@ -143,6 +143,27 @@ fn dead_and_revoked_voters_are_replaced() -> Result<()> {
 }
 
 #[test]
+fn only_voter_hands_its_vote_over_when_it_leaves() -> Result<()> {
+    in_lab(|lab| {
+        let (near, far) = (site(lab, "paris")?, site(lab, "berlin")?);
+        let (first, second) = (Node::start(near.host("paris1")?, QUICK)?, Node::start(far.host("berlin1")?, QUICK)?);
+        first.create("acme", "paris")?;
+        let founder = first.ctl(&["site", "add", "berlin"])?;
+        second.join(&token(&founder["invite"])?)?;
+        wait_until(LONG, "the second follows", || {
+            group(&second, "vdc").is_ok_and(|group| group["role_here"] == "learner" && group["state"] == "serving")
+        })?;
+        ensure!(voters(&second, "vdc")? == ["paris1.paris"]);
+        let left = first.ctl(&["leave", "--force"])?;
+        ensure!(!left["notes"].to_string().contains("stands still"), "{left}");
+        wait_until(LONG, "the second votes", || {
+            voters(&second, "vdc").is_ok_and(|voters| voters == ["berlin1.berlin"])
+        })?;
+        wait_words(&second, "vdc", "no redundancy")
+    })
+}
+
+#[test]
 fn any_one_of_three_sites_may_go_dark() -> Result<()> {
     in_lab(|lab| {
         let sites = [site(lab, "paris")?, site(lab, "berlin")?, site(lab, "lisbon")?];

@@ -10,6 +10,7 @@ mod backend;
 mod env;
 mod invites;
 mod keeper;
+mod leaving;
 mod look;
 mod names;
 

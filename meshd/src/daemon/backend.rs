@@ -224,7 +224,10 @@ impl Backend for Operations {
         }
         let handle = self.find(vdc).await?;
         let alias = handle.alias().clone();
-        let mut notes = vec![];
+        let mut notes = match handle.coord() {
+            Some(coord) => coord.hand_over().await,
+            None => vec![],
+        };
         let (node, members, confirmed, unconfirmed) = match handle.with(move |core| core.leave(request.force)).await? {
             Ok(gone) => {
                 let (confirmed, unconfirmed) = spread(&handle, &gone).await;
