@@ -280,7 +280,11 @@ async fn lock(asker: Asker, mut seeded: Seeded) {
                 let mine = Compare { key: bytes(b"lock"), condition: Condition::Lease(lease) };
                 let _freed = asker.transact(vec![mine], vec![Op::Delete { key: bytes(b"lock") }]).await;
             }
-            1 => drop(asker.command(Command::Revoke { lease }).await),
+            1 => {
+                drop(asker.command(Command::Revoke { lease }).await);
+                // Nobody prolongs what is gone.
+                drop(asker.command(Command::KeepAlive { lease }).await);
+            }
             _ => {} // the lease ends
         }
     }
