@@ -292,6 +292,8 @@ pub(crate) fn write_rows<'a>(
 ) -> io::Result<()> {
     let mut transaction = database.begin_write().map_err(other)?;
     transaction.set_durability(durability).map_err(|error| io::Error::other(error.to_string()))?;
+    // After a crash the file is open again at once, however large it is.
+    transaction.set_quick_repair(matches!(durability, Durability::Immediate));
     {
         let mut open = BTreeMap::new();
         for (table, key, value) in rows {

@@ -11,6 +11,8 @@ use super::{Coord, Group, Here, access, home_view};
 const LIMIT: Duration = Duration::from_secs(5);
 /// A follower that was heard so recently can take a vote over.
 const HEARD: Duration = Duration::from_secs(3);
+/// Pause between two tries.
+const AGAIN: Duration = Duration::from_millis(100);
 
 impl Coord {
     /// Hands the votes over that nobody else could take away. Says, one phrase each, which groups stand still without this node.
@@ -19,11 +21,10 @@ impl Coord {
         let mut left = vec![];
         for (home, kept) in self.groups().iter() {
             let Here::Open(group) = &kept.here else { continue };
-            let Some(after) = heir(group, &self.0.own) else { continue };
-            let is_done = match after {
-                Some(heir) => matches!(tokio::time::timeout(LIMIT, group.set_voters(&[heir])).await, Ok(Ok(()))),
-                None => false,
-            };
+            if heir(group, &self.0.own).is_none() {
+                continue;
+            }
+            let is_done = tokio::time::timeout(LIMIT, give_away(group, &self.0.own)).await.is_ok();
             let may_serve = |member: &MemberView| access::may_serve(&view, *home, &member.node);
             let is_missed = view.reachable().any(|member| member.node != self.0.own && may_serve(member));
             if !is_done && is_missed {
@@ -34,6 +35,18 @@ impl Coord {
             }
         }
         left
+    }
+}
+
+/// Tries until another node votes in this one's place.
+async fn give_away(group: &Group, own: &Key) {
+    loop {
+        match heir(group, own) {
+            Some(Some(heir)) if group.set_voters(&[heir]).await.is_ok() => return,
+            // Others vote by now.
+            None => return,
+            _ => tokio::time::sleep(AGAIN).await,
+        }
     }
 }
 
